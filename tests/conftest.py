@@ -1,0 +1,52 @@
+"Fixtures: the developers' shared folder and genuine data, where they are at hand."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+matplotlib.use('Agg')
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get('NOISYMEM_SHARED', ROOT.parent/'shared'))
+
+
+@pytest.fixture(scope='session')
+def root(): return ROOT
+
+
+@pytest.fixture(scope='session')
+def shared():
+    if not (SHARED/'oracles').is_dir(): pytest.skip('the developers\' shared folder (oracles, data) is not beside this checkout')
+    return SHARED
+
+
+@pytest.fixture(scope='session')
+def oracle(shared):
+    "Load `oracles/<name>`: an npz as a dict of arrays, a json as Python."
+    def load(name):
+        import json
+        path = shared/'oracles'/name
+        if not path.exists(): pytest.skip(f'oracle {name} is not in the shared folder')
+        if path.suffix == '.json': return json.loads(path.read_text())
+        with np.load(path, allow_pickle=False) as z: return {k: z[k] for k in z.files}
+    return load
+
+
+@pytest.fixture(scope='session')
+def real_data(shared, tmp_path_factory):
+    "Folder with genuine CIFAR-10, CIFAR-100 and CIFAR-N in their official layouts."
+    ready = os.environ.get('NOISYMEM_TEST_DATA')
+    if ready: return Path(ready)
+    dest = tmp_path_factory.mktemp('real')
+    subprocess.run([sys.executable, shared/'data'/'unpack.py', dest, 'cifar10', 'cifar100', 'cifarn'], check=True, capture_output=True)
+    return dest
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason='needs a CUDA GPU'))
