@@ -1,0 +1,129 @@
+"Held-out scores against the originals' numbers, slow loops and limits."
+import resource
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from noisymem.records import merge_records
+from noisymem.scores import heldout as H
+
+
+def slow_estimates(correct, included):
+    mem = []
+    for i in range(correct.shape[1]):
+        inside = [c for c, m in zip(correct[:, i], included[:, i]) if m]
+        outside = [c for c, m in zip(correct[:, i], included[:, i]) if not m]
+        mem.append(np.mean(inside) - np.mean(outside) if inside and outside else np.nan)
+    return np.array(mem)
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_estimates_against_a_loop(seed):
+    rng = np.random.RandomState(seed)
+    r, n = rng.randint(1, 12), rng.randint(1, 30)
+    correct, included = rng.rand(r, n) < rng.rand(), rng.rand(r, n) < rng.rand()
+    np.testing.assert_allclose(H.heldout_estimates(correct, included)['memorization'], slow_estimates(correct, included))
+    np.testing.assert_allclose(H.soft_estimates(correct.astype(np.float32), included)['memorization'], slow_estimates(correct, included))
+
+
+def test_soft_standard_error_against_numpy():
+    rng = np.random.RandomState(1)
+    v, m = rng.rand(30, 5), rng.rand(30, 5) < .6
+    se = H.soft_estimates(v, m)['memorization_se']
+    want = [np.sqrt(v[m[:, i], i].var(ddof=1)/m[:, i].sum() + v[~m[:, i], i].var(ddof=1)/(~m[:, i]).sum()) for i in range(5)]
+    np.testing.assert_allclose(se, want)
+
+
+def test_never_in_and_never_out_are_nan():
+    est = H.heldout_estimates(np.ones((3, 2), bool), np.array([[1, 0]]*3, bool))
+    assert np.isnan(est['memorization']).all() and np.isnan(est['exclusion'][0]) and np.isnan(est['inclusion'][1])
+    assert est['n_excluded'].tolist() == [0, 3]
+
+
+def original(a, i, **kwargs):
+    prefix = f'in{i}_'
+    return H.from_original({k[len(prefix):]: v for k, v in a.items() if k.startswith(prefix)}, a['train_labels'], a['test_labels'], **kwargs)
+
+
+def test_oracle_aggregate(oracle):
+    a = oracle('memorization/aggregate_3x7x50x20.npz')
+    parts = [original(a, i, seeds=np.arange(7) + 7*i) for i in range(3)]
+    rec = merge_records(parts)
+    assert len(rec) == a['out_total_runs'] == 21
+    est = H.heldout_estimates(rec['prediction'] == rec['given_label'], rec['included'], compat='original')
+    for ours, theirs in (('inclusion', 'memorization_inclusion_prob'), ('exclusion', 'memorization_exclusion_prob'), ('memorization', 'memorization')):
+        assert est[ours].dtype == np.float32
+        np.testing.assert_array_equal(est[ours], a[f'out_{theirs}'])
+    infl = H.influence(rec['test_prediction'] == rec['y_test'], rec['included'], compat='original', device='cpu')
+    np.testing.assert_array_equal(infl, a['out_influence'])
+    assert len(merge_records(parts + parts)) == 21, 'the original counted a second look at its own folder twice'
+
+
+def test_oracle_default_differs_only_where_a_count_is_zero(oracle):
+    a = oracle('memorization/aggregate_3x7x50x20.npz')
+    rec = merge_records([original(a, i, seeds=np.arange(7) + 7*i) for i in range(3)])
+    est = H.heldout_estimates(rec['prediction'] == rec['given_label'], rec['included'])
+    known = (est['n_included'] > 0) & (est['n_excluded'] > 0)
+    np.testing.assert_allclose(est['memorization'][known], a['out_memorization'][known], atol=1e-7)
+    assert np.isnan(est['memorization'][~known]).all() and (~known).sum() == 21
+
+
+def test_single_model_file_is_one_dimensional(oracle):
+    a = oracle('memorization/aggregate_3x7x50x20.npz')
+    flat = {k[4:]: v[0] for k, v in a.items() if k.startswith('in0_')}
+    assert H.from_original(flat, a['train_labels'], a['test_labels'])['included'].shape == (1, 50)
+
+
+def test_influence_against_a_loop_and_blocks():
+    rng = np.random.RandomState(3)
+    B, A = rng.rand(25, 4) < .5, rng.rand(25, 11) < .7
+    A[:, 2] = True
+    full = H.influence(B, A, device='cpu')
+    for j in range(4):
+        for i in range(11):
+            want = B[A[:, i], j].mean() - B[~A[:, i], j].mean() if (~A[:, i]).any() else np.nan
+            np.testing.assert_allclose(full[j, i], want, atol=1e-6)
+    for block in (1, 3, 100):
+        got = np.concatenate([b.numpy() for _, b in H.influence_blocks(B, A, block=block, device='cpu')], 1)
+        np.testing.assert_array_equal(got, full)
+        values, cols = H.influence_topk(B, A, k=5, block=block, device='cpu')
+        np.testing.assert_array_equal(values, -np.sort(-np.nan_to_num(full, nan=-np.inf), 1)[:, :5])
+        np.testing.assert_array_equal(np.take_along_axis(full, cols, 1), values)
+
+
+@pytest.mark.slow
+def test_influence_of_the_full_study_stays_within_four_gigabytes():
+    rng = np.random.default_rng(0)
+    A = rng.random((1500, 50_000), dtype=np.float32) < .7
+    B = rng.random((1500, 10_000), dtype=np.float32) < .9
+    values, cols = H.influence_topk(B, A, k=10, block=512, device='cpu')
+    assert values.shape == cols.shape == (10_000, 10)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4*2**20, 'ru_maxrss is in KiB'
+
+
+def test_published_thresholds_are_integer_rules():
+    assert H.above([276], [460], .6).tolist() == [False]
+    assert H.above([277], [460], .6).tolist() == [True]
+
+
+def test_published_half(shared):
+    "The released 1,500-model frequencies through our triage and detection."
+    p = np.load(shared/'data'/'published_rand1_human_half.npz')
+    table = pd.DataFrame(dict(
+        k_included=p['incl_correct'].astype(np.int64), n_included=p['incl_runs'].astype(np.int64), k_excluded=p['excl_correct'].astype(np.int64), n_excluded=p['excl_runs'].astype(np.int64)))
+    table['memorization'] = table.k_included/table.n_included - table.k_excluded/table.n_excluded
+    kinds = H.triage(table)
+    noisy = p['is_noisy'].astype(bool)
+    both = (kinds == 'wrong but learned') & noisy
+    exact = (5*table.k_included > 3*table.n_included) & (5*table.k_excluded > 3*table.n_excluded) & noisy
+    assert both.tolist() == exact.tolist() and 80 <= both.sum() <= 140
+    assert (20*table.k_included < table.n_included)[noisy].sum() == ((kinds == 'never learned') & noisy).sum()
+
+
+@pytest.mark.gpu
+def test_influence_same_on_gpu():
+    rng = np.random.RandomState(0)
+    B, A = rng.rand(100, 50) < .5, rng.rand(100, 70) < .7
+    np.testing.assert_allclose(H.influence(B, A, device='cuda'), H.influence(B, A, device='cpu'), atol=1e-6)
