@@ -257,7 +257,7 @@ def count_macs(
     total, modes = 0, [(m, m.training) for m in model.modules()]
     def hook(m, args, out):
         nonlocal total
-        total += out.numel()*(m.weight[0].numel() if not isinstance(m, nn.ConvTranspose2d) else m.weight[:, 0].numel())
+        total += (args[0] if isinstance(m, nn.ConvTranspose2d) else out).numel()*m.weight[0].numel()
     handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d))]
     p = next(model.parameters())
     try:
