@@ -59,7 +59,7 @@ def save_records(
     head = canonical_json(dict(format='noisymem records 1', axis=rec.axis, meta=rec.meta, layout=layout))
     def write(tmp):
         with zipfile.ZipFile(tmp, 'w', zipfile.ZIP_DEFLATED) as z:
-            z.writestr(zipfile.ZipInfo('head.npy'), _npy_bytes(np.frombuffer(head.encode(), np.uint8)))
+            z.writestr(zipfile.ZipInfo('head.npy'), _npy_bytes(np.frombuffer(head.encode(), np.uint8)), zipfile.ZIP_DEFLATED)
             for name, a in arrays.items():
                 packed = np.packbits(a) if a.dtype == bool else a
                 z.writestr(zipfile.ZipInfo(f'{name}.npy'), _npy_bytes(packed), zipfile.ZIP_DEFLATED)
