@@ -95,12 +95,13 @@ def subset_mask(
     mask[design.pool] = draw_included(design, seed)
     return mask
 
-# %% ../nbs/08_ensemble.ipynb #a00ff664
+# %% ../nbs/08_ensemble.ipynb #91ab193b
 def quantize_prob(
-    p:Tensor,  # in [0, 1]
-)->np.ndarray: # uint8, steps of 1/255
+    p:Tensor,       # in [0, 1]
+    steps:int=255,  # resolution 1/steps
+)->np.ndarray:      # uint8
     "Store probabilities in one byte."
-    return (p*255).round().to(torch.uint8).cpu().numpy()
+    return (p*steps).round().to(torch.uint8).cpu().numpy()
 
 # %% ../nbs/08_ensemble.ipynb #0fdeeaff
 def quantize_margin(
@@ -124,9 +125,17 @@ def score_model(
     row = dict(
         seed=np.int64(seed), included=included.numpy(), prediction=logits.argmax(1).cpu().numpy().astype(small),
         given_prob=quantize_prob(prob.gather(1, given[:, None])[:, 0]), margin=quantize_margin(margin(logits[pool], given)),
-        heldout_prob=quantize_prob(prob[~included.to(prob.device)]),
+        heldout_prob=quantize_prob(prob[~included.to(prob.device)], steps=51),
         test_prediction=ask(data.x_test).argmax(1).cpu().numpy().astype(small) if len(data.x_test) else np.zeros(0, small))
     return {k: np.asarray(v)[None] for k, v in row.items()}
+
+# %% ../nbs/08_ensemble.ipynb #c60d2891
+def _relative(rec, shared, sign):
+    "Predictions relative to labels (sign -1), or back (sign 1)."
+    K, rows = rec['heldout_prob'].shape[2], dict(rec.rows)
+    for name, label in (('prediction', 'given_label'), ('test_prediction', 'y_test')):
+        rows[name] = ((rows[name].astype(np.int64) + sign*shared[label].astype(np.int64)) % K).astype(rows[name].dtype)
+    return replace(rec, rows=rows)
 
 # %% ../nbs/08_ensemble.ipynb #66c8b120
 def parse_seeds(
@@ -238,7 +247,7 @@ def run_ensemble(
     make = lambda seed: Records(train_one(resident, design, model, width, recipe, seed, device, precision, eval_view), meta=head)
     if folder is None: return replace(merge_records([make(s) for s in track(seeds, name)]), shared=_wide(shared))
     _open_folder(folder, config, shared)
-    _fill_folder(Path(folder), seeds, make, head['key'], name)
+    _fill_folder(Path(folder), seeds, lambda seed: _relative(make(seed), shared, -1), head['key'], name)
     return load_ensemble(folder, seeds)
 
 # %% ../nbs/08_ensemble.ipynb #a67d97cb
@@ -274,4 +283,4 @@ def load_ensemble(
     common = load_records(Path(folder)/'shared.npz')
     rec = merge_records([load_records(p) for p in paths])
     if rec.meta['key'] != common.meta['key']: raise ValueError(f"{folder} holds models of key {rec.meta['key']} beside labels and pool of key {common.meta['key']}")
-    return replace(rec, shared=_wide(common.shared))
+    return _relative(replace(rec, shared=_wide(common.shared)), common.shared, 1)

@@ -1,0 +1,188 @@
+"The training loop: schedules, chance, resume, observers, the shared pass."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from noisymem.data import from_arrays, load_dataset, sample
+from noisymem.models import make_model
+from noisymem.train import RECIPES, Dynamics, Recipe, epoch_order, get_recipe, learning_rate, predict, supervised, train
+
+
+@pytest.fixture(scope='module')
+def digits(): return sample(load_dataset('digits'), 150, seed=0)
+
+
+@pytest.fixture(scope='module')
+def images():
+    rng = np.random.default_rng(0)
+    return from_arrays(rng.integers(0, 256, (60, 12, 12, 3), dtype=np.uint8), rng.integers(0, 3, 60), layout='NHWC', x_test=rng.integers(0, 256, (10, 12, 12, 3), dtype=np.uint8), y_test=rng.integers(0, 3, 10), class_names=('a', 'b', 'c'))
+
+
+def weights(state): return torch.cat([p.detach().flatten() for p in state.model.state_dict().values() if p.is_floating_point()])
+
+
+def run(data, model='mlp', epochs=3, seed=0, **kwargs):
+    recipe = {'name': 'digits', 'epochs': epochs} | kwargs.pop('recipe', {})
+    return train(make_model(model, data.n_classes, tuple(data.x.shape[1:]), seed=0), data, recipe, seed=seed, device='cpu', **kwargs)
+
+
+def test_rates_of_the_paper():
+    rates = [learning_rate(RECIPES['paper'], e*701 + s, 701) for e in range(80) for s in (0, 700)]
+    assert set(np.round(rates, 12)) == {.1, .01} and np.round(rates, 12).tolist().index(.01) == 80
+
+
+@pytest.mark.parametrize('schedule', ['constant', 'step', 'cosine', 'onecycle'])
+def test_every_schedule_stays_within_its_peak(schedule):
+    r = Recipe(epochs=7, schedule=schedule, milestones=(3,))
+    rates = np.array([learning_rate(r, s, 11) for s in range(77)])
+    assert (rates > 0).all() and rates.max() <= r.lr + 1e-12
+    if schedule == 'onecycle': assert abs(rates.max() - r.lr) < .1*r.lr and (np.diff(np.sign(np.diff(rates))) != 0).sum() == 1
+
+
+def test_torch_agrees_on_cosine():
+    opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=.1)
+    sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 50)
+    r = Recipe(epochs=5, schedule='cosine')
+    for s in range(50):
+        assert abs(learning_rate(r, s, 10) - opt.param_groups[0]['lr']) < 1e-9
+        opt.step(); sched.step()
+
+
+@pytest.mark.parametrize('n,b', [(1, 1), (1, 64), (2, 1), (64, 64), (65, 64), (129, 64), (7, 100)])
+def test_order_is_a_permutation_and_never_ends_with_one(n, b):
+    parts = epoch_order(n, b, 3, 2)
+    assert sorted(torch.cat(parts).tolist()) == list(range(n))
+    assert len(parts) == 1 or len(parts[-1]) > 1 or b == 1
+
+
+@pytest.mark.parametrize('model,augment', [('mlp', ()), ('fast', (('crop', 2), ('flip', True), ('cutout', 3)))])
+def test_same_seed_same_bits_and_global_chance_untouched(images, model, augment):
+    torch.manual_seed(123)
+    before = torch.random.get_rng_state()
+    a = run(images, model, recipe=dict(augment=augment))
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.rand(7)
+    b, c = run(images, model, recipe=dict(augment=augment)), run(images, model, seed=1, recipe=dict(augment=augment))
+    assert torch.equal(weights(a), weights(b)) and not torch.equal(weights(a), weights(c))
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adam'])
+@pytest.mark.parametrize('stop_at', [1, 2, 3])
+def test_resume_equals_uninterrupted(images, tmp_path, optimizer, stop_at):
+    recipe = dict(optimizer=optimizer, lr=.01, augment=(('flip', True),))
+    whole = run(images, 'fast', 4, recipe=recipe)
+    class Kill(Exception): pass
+    def kill(state):
+        if state.epoch == stop_at + 1: raise Kill
+    with pytest.raises(Kill): run(images, 'fast', 4, recipe=recipe, checkpoint=tmp_path/'c', observers=[kill])
+    resumed = run(images, 'fast', 4, recipe=recipe, checkpoint=tmp_path/'c')
+    assert torch.equal(weights(whole), weights(resumed)) and resumed.step == whole.step
+
+
+def test_resume_with_dropout(images, tmp_path):
+    def net(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(432, 20), torch.nn.Dropout(.5), torch.nn.Linear(20, 3))
+    def go(**kw):
+        with torch.random.fork_rng():
+            torch.manual_seed(0); m = net()
+        return train(m, images, {'name': 'digits', 'epochs': 3}, device='cpu', **kw)
+    def kill(state):
+        if state.epoch == 2: raise KeyboardInterrupt
+    whole = go()
+    with pytest.raises(KeyboardInterrupt): go(checkpoint=tmp_path/'c', observers=[kill])
+    assert torch.equal(weights(whole), weights(go(checkpoint=tmp_path/'c')))
+
+
+def test_finished_checkpoint_trains_no_more(digits, tmp_path):
+    a = run(digits, checkpoint=tmp_path/'c')
+    b = run(digits, checkpoint=tmp_path/'c')
+    assert b.step == a.step and torch.equal(weights(a), weights(b))
+
+
+def test_checkpoint_of_another_recipe_is_refused(digits, tmp_path):
+    run(digits, checkpoint=tmp_path/'c')
+    with pytest.raises(ValueError, match='was made with recipe'): run(digits, checkpoint=tmp_path/'c', recipe=dict(lr=.3))
+
+
+def test_training_touches_only_the_chosen_positions(digits):
+    seen = set()
+    def objective(model, batch):
+        seen.update(batch.position.tolist())
+        assert torch.equal(batch.given_label, digits.given_label[batch.position])
+        return supervised()(model, batch)
+    run(digits, positions=torch.tensor([5, 9, 77]), objective=objective)
+    assert seen == {5, 9, 77}
+
+
+def test_one_evaluation_serves_all_observers(digits, monkeypatch):
+    from noisymem import train as T
+    calls, real = [], T.predict
+    monkeypatch.setattr(T, 'predict', lambda *a, **k: calls.append(1) or real(*a, **k))
+    run(digits, observers=[lambda s: s.evaluation, Dynamics(), lambda s: s.evaluation.logits])
+    assert len(calls) == 3, 'one pass an epoch'
+
+
+def test_no_observer_no_evaluation(digits, monkeypatch):
+    from noisymem import train as T
+    monkeypatch.setattr(T, 'predict', lambda *a, **k: pytest.fail('nobody asked'))
+    run(digits)
+
+
+def test_observers_hear_every_moment_and_may_stop(digits):
+    heard = []
+    class Ear:
+        layers = ('backbone.fc1',)
+        def before_epoch(self, s): heard.append(('before', s.epoch))
+        def after_step(self, s): heard.append(('step', s.step))
+        def after_epoch(self, s):
+            heard.append(('after', s.epoch)); s.stop = s.epoch == 2
+            assert s.evaluation.captured['backbone.fc1'].shape == (150, 512)
+    state = run(digits, epochs=9, observers=[Ear()])
+    assert state.epoch == 2 and heard[0] == ('before', 0) and heard[-1] == ('after', 2) and ('step', 6) in heard
+
+
+def test_evaluation_is_plain_ordered_and_restores_the_mode(images):
+    net = make_model('fast', 3, (3, 12, 12), seed=0).train()
+    whole = predict(net, images.x, images.mean, images.std).logits
+    assert net.training
+    for b in (1, 7, 60): torch.testing.assert_close(predict(net, images.x, images.mean, images.std, batch_size=b).logits, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_dynamics_against_a_loop(digits):
+    dyn, logits = Dynamics(), []
+    run(digits, observers=[dyn, lambda s: logits.append(s.evaluation.logits.clone())])
+    rec = dyn.records(digits)
+    for e, z in enumerate(logits):
+        np.testing.assert_array_equal(rec['correct'][e], (z.argmax(1) == digits.given_label).numpy())
+        loss = torch.nn.functional.cross_entropy(z, digits.given_label, reduction='none')
+        np.testing.assert_allclose(rec['loss'][e].astype(np.float32), loss.numpy(), rtol=2e-3, atol=1e-4)
+
+
+def test_changing_labels_reach_the_next_batch(digits):
+    "Pseudo-labels: an objective with labels of its own, changed between epochs."
+    labels = digits.given_label.clone()
+    def objective(model, batch): return torch.nn.functional.cross_entropy(model(batch.x), labels[batch.position])
+    def relabel(state): labels.fill_(3)
+    state = run(digits, epochs=12, objective=objective, observers=[relabel])
+    assert (state.evaluation.logits.argmax(1) == 3).float().mean() > .9
+
+
+def test_bad_input(digits):
+    with pytest.raises(ValueError, match='positions must have 150 entries when boolean'): run(digits, positions=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match='device must be'): train(make_model('mlp', 10, (1, 8, 8)), digits, 'digits', device='cuda:99' if not torch.cuda.is_available() else 'nowhere')
+    with pytest.raises(ValueError, match='schedule must be one of'): get_recipe({'name': 'cpu', 'schedule': 'cosin'})
+    with pytest.raises(ValueError, match='loss became'): run(digits, recipe=dict(lr=1e12))
+
+
+def test_single_example_and_single_class():
+    x = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), dtype=np.uint8)
+    one = from_arrays(x, [0], layout='NHWC', class_names=('a', 'b'))
+    assert run(one).epoch == 3
+
+
+@pytest.mark.gpu
+def test_same_on_gpu(digits):
+    a = run(digits)
+    b = train(make_model('mlp', 10, (1, 8, 8), seed=0), digits, {'name': 'digits', 'epochs': 3}, device='cuda')
+    torch.testing.assert_close(a.evaluation.logits, b.evaluation.logits.cpu(), rtol=1e-2, atol=1e-2)
