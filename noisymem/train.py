@@ -84,7 +84,7 @@ def learning_rate(
     done = step / (recipe.epochs*steps_per_epoch)
     if recipe.schedule == 'step': return recipe.lr * recipe.gamma**sum(step >= m*steps_per_epoch for m in recipe.milestones)
     if recipe.schedule == 'cosine': return recipe.lr * (1 + math.cos(math.pi*done))/2
-    if recipe.schedule == 'onecycle': return recipe.lr * min((step + 1)/(recipe.warmup*recipe.epochs*steps_per_epoch), (1 - done)/(1 - recipe.warmup))
+    if recipe.schedule == 'onecycle': return recipe.lr * min(1, (step + 1)/(recipe.warmup*recipe.epochs*steps_per_epoch), (1 - done)/(1 - recipe.warmup))
     return recipe.lr
 
 # %% ../nbs/07_train.ipynb #8a39838b
@@ -293,6 +293,16 @@ def save_checkpoint(
     about = dict(epoch=state.epoch, step=state.step, seed=state.seed, precision=state.precision, recipe=state.recipe, stop=state.stop)
     save_atomic(path, lambda tmp: save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, metadata={'noisymem': canonical_json(about)}))
 
+# %% ../nbs/07_train.ipynb #1c9f278e
+def _load_optimizer(optimizer, tensors):
+    "Put saved buffers back, each in the memory layout of its parameter."
+    held, params = optimizer.state_dict(), [p for g in optimizer.param_groups for p in g['params']]
+    for k, v in tensors.items():
+        i, name = k.split('.', 1)
+        p = params[int(i)]
+        held['state'].setdefault(int(i), {})[name] = torch.empty_like(p, dtype=v.dtype).copy_(v) if v.shape == p.shape else v
+    optimizer.load_state_dict(held)
+
 # %% ../nbs/07_train.ipynb #969283de
 def load_checkpoint(
     path,         # written by `save_checkpoint`
@@ -310,11 +320,7 @@ def load_checkpoint(
         if about[k] != v: raise ValueError(f'{path} was made with {k} {about[k]}, this run has {v}')
     pick = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
     state.model.load_state_dict(pick('model.'))
-    held = state.optimizer.state_dict()
-    for k, v in pick('optimizer.').items():
-        i, name = k.split('.', 1)
-        held['state'].setdefault(int(i), {})[name] = v
-    state.optimizer.load_state_dict(held)
+    _load_optimizer(state.optimizer, pick('optimizer.'))
     for i, o in enumerate(observers):
         if hasattr(o, 'load'): o.load(pick(f'observer.{i}.'))
     state.epoch, state.step, state.stop = about['epoch'], about['step'], about['stop']
