@@ -1,0 +1,159 @@
+"Every figure notebook: nine cells, typed parameters, clean on the disk, and a run by papermill with small values."
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from noisymem.batch import list_profiles, load_profile, notebook_parameters
+from noisymem.figures import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = sorted((ROOT/'nbs'/'figs').glob('*.ipynb'))
+SMALL = yaml.safe_load((ROOT/'tests'/'small.yaml').read_text())
+ALLOWED = {'noisymem', 'pandas', 'numpy', 'matplotlib'}
+HELD_OUT = {'fig_memorization_histogram', 'fig_inclusion_exclusion', 'fig_wrong_but_learned', 'fig_embedding_rings', 'fig_cluster_row', 'fig_influence',
+            'fig_how_many_models', 'fig_published_validation', 'fig_human_synthetic', 'tab_detection'}
+each = pytest.mark.parametrize('path', FIGURES, ids=lambda p: p.stem)
+
+
+def read(path): return nbformat.read(path, as_version=4)
+
+
+def parameters_cell(nb): return next(c for c in nb.cells if 'parameters' in c.metadata.get('tags', []))
+
+
+def test_the_figures_of_label_memorization_are_there():
+    assert HELD_OUT <= {p.stem for p in FIGURES}
+
+
+def test_small_values_name_real_notebooks():
+    assert set(SMALL) - {'all'} <= {p.stem for p in FIGURES}
+
+
+@each
+def test_nine_cells(path):
+    cells = read(path).cells
+    assert [c.cell_type for c in cells] == ['markdown'] + ['code']*8
+    assert '**Claim.**' in cells[0].source and '**Cost.**' in cells[0].source and cells[0].source.startswith('# ')
+    assert cells[8].source.strip().startswith('fig.finish()')
+    assert '.claim(' in cells[7].source and '.save(' in cells[6].source
+    assert 'load_or_run(' in cells[4].source
+
+
+@each
+def test_imports_stand_alone(path):
+    cells = [c for c in read(path).cells if c.cell_type == 'code']
+    kinds = (ast.Import, ast.ImportFrom)
+    body = ast.parse(cells[0].source).body
+    assert all(isinstance(node, kinds) for node in body)
+    names = {a.name.split('.')[0] for n in body if isinstance(n, ast.Import) for a in n.names} | {n.module.split('.')[0] for n in body if isinstance(n, ast.ImportFrom)}
+    assert names <= ALLOWED, names - ALLOWED
+    assert not any(isinstance(node, kinds) for c in cells[1:] for node in ast.walk(ast.parse(c.source)))
+
+
+@each
+def test_parameters(path):
+    nb = read(path)
+    tagged = [i for i, c in enumerate(nb.cells) if 'parameters' in c.metadata.get('tags', [])]
+    assert tagged == [2]
+    source = nb.cells[2].source
+    body = ast.parse(source).body
+    assert 1 <= len(body) <= 8
+    assert all(isinstance(node, ast.AnnAssign) for node in body), 'every parameter needs its type'
+    assert all(re.search(r'  # \S', line) for line in source.splitlines()), 'every parameter needs its meaning'
+    known = dict(int=int, float=float, str=str, bool=bool)
+    for node in body:
+        value = ast.literal_eval(node.value)
+        assert value is None or type(value) is known[node.annotation.id], node.target.id
+    names = {node.target.id for node in body}
+    assert set(notebook_parameters(path)) == names, "papermill misreads a parameter whose comment holds '='"
+    assigned = {n.id for i, c in enumerate(nb.cells) if c.cell_type == 'code' and i != 2 for n in ast.walk(ast.parse(c.source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    assert not names & assigned, 'no other cell may set a parameter'
+
+
+@each
+def test_defaults_are_the_papers(path):
+    here = {}
+    exec(parameters_cell(read(path)).source, here)
+    paper = dict(dataset='cifar10', noise='rand1', noise_rate=None, n_examples=0, n_models=1500, model='resnet34', recipe='paper')
+    if path.stem in HELD_OUT: assert {k: here[k] for k in paper} == paper
+
+
+@each
+def test_clean_on_the_disk(path):
+    for c in read(path).cells:
+        assert not c.get('outputs') and c.get('execution_count') is None
+        assert not re.search(r'''(["'])(/|~/|[A-Za-z]:\\)''', c.source), 'no absolute path'
+        assert not re.search(r'/(work|tmp|home|root|Users)\b', c.source)
+        assert len(c.source.splitlines()) <= 45
+
+
+@pytest.mark.parametrize('profile', ['demo', 'laptop', 'paper'])
+def test_profiles_name_known_parameters(profile):
+    assert profile in list_profiles()
+    jobs = load_profile(profile)
+    assert {j.notebook.stem for j in jobs} >= HELD_OUT
+    if profile == 'paper': assert all(set(j.parameters) <= {'class_name'} for j in jobs), 'the paper values are the defaults of the notebooks'
+
+
+@pytest.fixture(scope='session')
+def results(tmp_path_factory): return tmp_path_factory.mktemp('figure results')
+
+
+def run_papermill(notebook, parameters, results):
+    "Plain papermill, as a reader would call it; returns the process and the executed notebook."
+    out = results/f'{notebook.stem}.ipynb'
+    (results/'parameters.yaml').write_text(yaml.safe_dump(parameters))
+    env = {k: v for k, v in os.environ.items() if k != 'NOISYMEM_FIGURE'} | dict(NOISYMEM_RESULTS=str(results), OMP_NUM_THREADS='1', PYDEVD_DISABLE_FILE_VALIDATION='1')
+    command = [sys.executable, '-m', 'papermill', str(notebook), str(out), '-f', str(results/'parameters.yaml'), '-k', 'python3', '--no-progress-bar']
+    return subprocess.run(command, env=env, cwd=results, capture_output=True, text=True, timeout=600), out
+
+
+@each
+def test_runs_with_small_values(path, results):
+    if path.stem not in HELD_OUT and path.stem not in SMALL: pytest.fail(f'tests/small.yaml has no values for {path.stem}')
+    known = {n.target.id for n in ast.parse(parameters_cell(read(path)).source).body}
+    values = {k: v for k, v in SMALL['all'].items() if k in known} | SMALL.get(path.stem, {})
+    process, out = run_papermill(path, values, results)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert not any(o.output_type == 'error' for c in read(out).cells for o in c.get('outputs', []))
+    folder = results/'figures'/path.stem
+    pictures = sorted(folder.glob('*.png'))
+    assert pictures and (folder/'provenance.json').exists()
+    for picture in pictures:
+        assert picture.stat().st_size > 500 and picture.with_suffix('.pdf').exists()
+        assert len(pd.read_csv(picture.with_suffix('.csv'))) >= 0
+    claims = pd.read_csv(folder/'claims.csv')
+    assert claims.tells.any() or path.stem in ('fig_cluster_row', 'fig_embedding_rings'), 'a figure without a single binding claim shows nothing'
+    assert claims[claims.tells].holds.all()
+
+
+def test_a_wrong_published_file_is_refused(results):
+    "No shared example: the message says so, and nothing is drawn."
+    (results/'foreign.csv').write_text('inclusion_prob,exclusion_prob\n' + ',\n'*3000 + '0.5,0.5\n')
+    process, _ = run_papermill(ROOT/'nbs'/'figs'/'fig_published_validation.ipynb', SMALL['all'] | dict(published=str(results/'foreign.csv')), results)
+    assert process.returncode != 0 and 'published must share examples' in process.stderr
+
+
+def test_a_foreign_embedding_is_refused(results, tmp_path):
+    import numpy as np
+    np.save(tmp_path/'short.npy', np.zeros((10, 4)))
+    process, _ = run_papermill(ROOT/'nbs'/'figs'/'fig_embedding_rings.ipynb', SMALL['all'] | dict(embedding=str(tmp_path/'short.npy')), results)
+    assert process.returncode != 0 and 'embedding must hold 1437 rows' in process.stderr
+
+
+def test_a_failing_claim_keeps_the_figure(monkeypatch, tmp_path):
+    import matplotlib.pyplot as plt
+    monkeypatch.setenv('NOISYMEM_FIGURE', str(tmp_path))
+    fig = Figure('fig_x', {})
+    fig.save(plt.figure().add_subplot(), pd.DataFrame(dict(x=[1])))
+    fig.claim('one is more than two', 1, '>', 2, n=1)
+    with pytest.raises(AssertionError, match='one is more than two'): fig.finish()
+    assert (tmp_path/'fig_x.png').exists() and not pd.read_csv(tmp_path/'claims.csv').holds.any()
