@@ -123,8 +123,13 @@ def _stamp(job):
     library = {p.name: p.read_text(encoding='utf-8') for p in sorted(Path(__file__).parent.rglob('*.py')) if p.name != '_modidx.py'}
     return config_hash([code, library, job.parameters], n=16)
 
-# %% ../nbs/50b_batch.ipynb #e22c209c
-def job_folder(profile, job): return results_dir()/'figures'/profile/job.name
+# %% ../nbs/50b_batch.ipynb #0f110104
+def job_folder(
+    profile:str,
+    job:Job,
+)->Path:         # `figures/<profile>/<job>` in the results
+    "Folder of a job's results."
+    return results_dir()/'figures'/profile/job.name
 
 # %% ../nbs/50b_batch.ipynb #1135a288
 def job_state(

@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['LOOK_ALIKE', 'KINDS', 'HUMAN', 'NOISES', 'PREFIXES', 'noise_rate', 'transition_matrix', 'class_conditional',
            'symmetric_transition', 'mapped_transition', 'flip_labels', 'instance_noise', 'synthetic_twin', 'thumbnail',
-           'tsne_2d', 'cluster_noise', 'simulated_human', 'clusteredness', 'load_label_file', 'save_label_file',
-           'add_noise']
+           'tsne_2d', 'cluster_noise', 'simulated_human', 'clusteredness', 'add_noise']
 
 # %% ../nbs/02_noise.ipynb #8cf9a53a
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.spatial.distance import cdist
 from sklearn.manifold import TSNE
@@ -20,8 +18,9 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core import array_hash, check_choice, check_labels, check_range, derive_seed, restricted_unpickle, save_atomic
+from .core import array_hash, check_choice, check_labels, check_range, derive_seed
 from .data import Dataset, load_cifar_n, with_labels
+from .label_files import load_label_file
 
 # %% ../nbs/02_noise.ipynb #587c403c
 def noise_rate(
@@ -387,119 +386,6 @@ def clusteredness(
         chance.append(_same_flips(near, true, shuffled))
     observed, expected = _same_flips(near, true, given), float(np.mean(chance))
     return dict(observed=observed, expected=expected, sd=float(np.std(chance)), ratio=observed/expected if expected else float('inf'))
-
-# %% ../nbs/02_noise.ipynb #3a84314a
-_CLEAN = ('clean_label', 'given_label')
-_NOISY = ('noisy_label', 'noise_label')
-
-def _read_npy(path):
-    "Array, or the dictionary inside a 0-d object array, without running foreign code."
-    with open(path, 'rb') as f:
-        try: version = np.lib.format.read_magic(f)
-        except ValueError: raise ValueError('it is not an npy file') from None
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        if not read(f)[2].hasobject: return {'noisy_label': np.load(path, allow_pickle=False)}
-        content = restricted_unpickle(f.read())
-    return content.item() if isinstance(content, np.ndarray) and content.ndim == 0 else {'noisy_label': content}
-
-def _read_csv(path):
-    "Label columns by name, whatever else the table holds."
-    table = pd.read_csv(path)
-    if 'noisy_label' not in table: raise ValueError(f'it has no column noisy_label, only {list(table.columns)}')
-    return {c: table[c].to_numpy(copy=True) for c in (*_CLEAN, *_NOISY) if c in table}
-
-def _read_npz(path):
-    "All arrays."
-    with np.load(path, allow_pickle=False) as z: return {k: z[k] for k in z.files}
-
-def _read_pt(path):
-    "Tensor, array, or dictionary of them; NumPy arrays of integers are allowed, nothing else beyond the plain types."
-    kinds = [np.ndarray, np.dtype, *(type(np.dtype(t)) for t in ('u1', 'i2', 'i4', 'i8'))]
-    allowed = [(np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'), (np._core.multiarray._reconstruct, 'numpy._core.multiarray._reconstruct')]
-    with torch.serialization.safe_globals(allowed + kinds): content = torch.load(path, map_location='cpu', weights_only=True)
-    return content if isinstance(content, dict) else {'noisy_label': content}
-
-_READERS = {'.npy': _read_npy, '.csv': _read_csv, '.npz': _read_npz, '.pt': _read_pt}
-
-def _read_labels(path):
-    "Dictionary of the arrays in a label file; a damaged file raises a `ValueError` that names it."
-    path = Path(path).expanduser()
-    check_choice('suffix of a label file', path.suffix, _READERS)
-    if not path.is_file(): raise ValueError(f'label file {path} is not there')
-    try: return _READERS[path.suffix](path)
-    except Exception as e: raise ValueError(f'label file {path} cannot be read: {str(e).splitlines()[0] if str(e) else type(e).__name__}') from None
-
-def _pick_key(content, key, path):
-    "Name of the wanted array: as asked, else the noisy one, else the only one."
-    if key is not None:
-        check_choice(f'key of {Path(path).name}', key, content)
-        return key
-    noisy = [k for k in _NOISY if k in content] or [k for k in content if k not in _CLEAN]
-    if len(noisy) != 1: raise ValueError(f'key must name one of {list(content)} in {Path(path).name}')
-    return noisy[0]
-
-def _image_order(order, n):
-    "Permutation of 0..n-1, from an array or an npy file."
-    order = next(iter(_read_labels(order).values())) if isinstance(order, (str, Path)) else order
-    order = check_labels('image_order', order, n, n)
-    if len(order.unique()) != n: raise ValueError(f'image_order must be a permutation of 0..{n - 1}, got {len(order.unique())} distinct entries')
-    return order
-
-def _check_order(given, true, name):
-    "Refuse labels that agree with the true ones as often as a shuffled copy would (within 5 standard deviations)."
-    n, k = len(true), int(max(given.max(), true.max())) + 1 if len(true) else 1
-    p = (torch.bincount(given, minlength=k).double() @ torch.bincount(true, minlength=k).double()).item()/max(n, 1)**2
-    hits = (given == true).sum().item()
-    if n >= 100 and p < 1 and abs(hits - n*p) < 5*(n*p*(1 - p))**.5:
-        raise ValueError(f'labels of {name} must agree with the true labels better than chance ({p:.3f}), got {hits/n:.3f}: '
-            'they are in another order (see image_order); check_order=False accepts them')
-
-def _check_clean(labels, true, name):
-    "Compare the file's own clean labels with the data set's, one by one."
-    for k in set(_CLEAN) & set(labels):
-        wrong = (labels[k] != true).nonzero()
-        if len(wrong): raise ValueError(f'{k} of {name} must equal the labels of the data set, differs at {len(wrong)} of {len(true)} examples, '
-            f'first at {wrong[0].item()}: another order or data set')
-
-def _in_place(labels, index, image_order, n):
-    "Labels of this data set's examples: undo a foreign order, then take the part that is wanted."
-    if image_order is not None: labels = torch.empty_like(labels).scatter_(0, _image_order(image_order, len(labels)), labels)
-    return labels[index] if index is not None and n and len(labels) > index.max() else labels
-
-# %% ../nbs/02_noise.ipynb #f7b1595e
-def load_label_file(
-    path,                     # .npy, .csv, .npz or .pt
-    true_label=None,          # (N,) int64: the data set's labels, for all checks of length and order
-    n_classes:int=None,       # K; labels must be in [0, K) when given
-    key:str=None,             # which array of a dictionary; None takes the noisy or the only one
-    index:Tensor=None,        # (N,) positions in the file, when the data set is a part of the one the file was made for
-    image_order=None,         # permutation or its npy file: entry i of the file belongs to example image_order[i]
-    check_order:bool=True,    # refuse labels that agree with the true ones no better than chance
-)->Tensor:                    # (N,) int64 in the order of the data set
-    "Read labels from a file and make sure that they belong to this data set."
-    content, name = _read_labels(path), Path(path).name
-    key, n = _pick_key(content, key, path), None if true_label is None else len(true_label)
-    labels = {k: check_labels(f'{k} of {name}', content[k], n_classes) for k in sorted({key, *_CLEAN} & set(content))}
-    labels = {k: check_labels(f'{k} of {name}', _in_place(v, index, image_order, n), n_classes, n) for k, v in labels.items()}
-    if true_label is not None: _check_clean(labels, check_labels('true_label', true_label, n_classes), name)
-    if true_label is not None and check_order and key not in _CLEAN: _check_order(labels[key], torch.as_tensor(true_label), name)
-    return labels[key]
-
-# %% ../nbs/02_noise.ipynb #00d29c9d
-def save_label_file(
-    path,              # .npy, or .csv with columns given_label and noisy_label
-    given,             # (N,) int64: labels used for training
-    true_label=None,   # (N,) int64: the data set's labels; needed for .csv
-):
-    "Write labels so that `load_label_file` and the tools of the papers read them."
-    path, given = Path(path), check_labels('given', given).numpy()
-    check_choice('suffix of a label file', path.suffix, ['.npy', '.csv'])
-    if path.suffix == '.csv' and true_label is None: raise ValueError('true_label must be given for a .csv file, got None')
-    def write(tmp):
-        with open(tmp, 'wb') as f:
-            if path.suffix == '.npy': np.save(f, given)
-            else: pd.DataFrame(dict(given_label=check_labels('true_label', true_label, length=len(given)).numpy(), noisy_label=given)).to_csv(f, index=False)
-    save_atomic(path, write)
 
 # %% ../nbs/02_noise.ipynb #fb0e2e89
 HUMAN = {  # name: (data set, its true labels in the file)

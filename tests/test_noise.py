@@ -9,6 +9,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from noisymem import noise as nz
+from noisymem.label_files import load_label_file, save_label_file
 from noisymem.data import from_arrays, load_cifar_n, load_dataset, sample, take, with_labels
 
 KINDS = ['symmetric', 'symmetric_exact', 'uniform', 'pair']
@@ -373,18 +374,18 @@ def test_label_files(tmp_path, labels, name):
     y, given = labels
     extra = dict(sample_id=range(600), filename=[f'{i}.png' for i in range(600)])
     path = write(tmp_path/name, given.numpy(), y.numpy(), extra)
-    assert torch.equal(nz.load_label_file(path, y, 5), given)
+    assert torch.equal(load_label_file(path, y, 5), given)
     part = torch.arange(7, 300, 2)
-    assert torch.equal(nz.load_label_file(path, y[part], 5, index=part), given[part])
-    with pytest.raises(ValueError, match='must have 599 entries, got 600'): nz.load_label_file(path, y[1:], 5)
-    with pytest.raises(ValueError, match=r'must be in \[0, 4\)'): nz.load_label_file(path, y, 4)
+    assert torch.equal(load_label_file(path, y[part], 5, index=part), given[part])
+    with pytest.raises(ValueError, match='must have 599 entries, got 600'): load_label_file(path, y[1:], 5)
+    with pytest.raises(ValueError, match=r'must be in \[0, 4\)'): load_label_file(path, y, 4)
     order = np.random.RandomState(1).permutation(600)
     shuffled = write(tmp_path/f'indexed{path.suffix}', given.numpy()[order], y.numpy()[order])
-    with pytest.raises(ValueError, match='order'): nz.load_label_file(shuffled, y, 5)
-    assert torch.equal(nz.load_label_file(shuffled, y, 5, image_order=order), given)
+    with pytest.raises(ValueError, match='order'): load_label_file(shuffled, y, 5)
+    assert torch.equal(load_label_file(shuffled, y, 5, image_order=order), given)
     np.save(tmp_path/'order.npy', order)
-    assert torch.equal(nz.load_label_file(shuffled, y, 5, image_order=tmp_path/'order.npy'), given)
-    with pytest.raises(ValueError, match='permutation'): nz.load_label_file(shuffled, y, 5, image_order=np.zeros(600, int))
+    assert torch.equal(load_label_file(shuffled, y, 5, image_order=tmp_path/'order.npy'), given)
+    with pytest.raises(ValueError, match='permutation'): load_label_file(shuffled, y, 5, image_order=np.zeros(600, int))
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -394,7 +395,7 @@ def test_damaged_label_files(tmp_path, labels, name):
     whole = path.read_bytes()
     for content in (whole[:len(whole)//2], b'', b'\x00'*50):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=path.name): nz.load_label_file(path, y, 5)
+        with pytest.raises(ValueError, match=path.name): load_label_file(path, y, 5)
 
 
 def test_two_swapped_labels_are_noticed(tmp_path, labels):
@@ -403,23 +404,23 @@ def test_two_swapped_labels_are_noticed(tmp_path, labels):
     t = y.clone()
     t[[i, j]] = t[[j, i]]
     path = write(tmp_path/'a.csv', given.numpy(), t.numpy())
-    with pytest.raises(ValueError, match='differs at 2 of 600'): nz.load_label_file(path, y, 5)
+    with pytest.raises(ValueError, match='differs at 2 of 600'): load_label_file(path, y, 5)
 
 
 def test_other_label_files(tmp_path, labels):
     y, given = labels
     np.save(tmp_path/'ordered.npy', dict(clean_label=[np.int64(v) for v in y], noise_label=[np.int64(v) for v in given]), allow_pickle=True)
-    assert torch.equal(nz.load_label_file(tmp_path/'ordered.npy', y, 5), given)
+    assert torch.equal(load_label_file(tmp_path/'ordered.npy', y, 5), given)
     np.savez(tmp_path/'many.npz', a=given, b=y)
-    assert torch.equal(nz.load_label_file(tmp_path/'many.npz', y, 5, key='a'), given)
-    with pytest.raises(ValueError, match="key must name one of"): nz.load_label_file(tmp_path/'many.npz', y, 5)
-    with pytest.raises(ValueError, match="key of many.npz must be one of 'a', 'b', got 'c'"): nz.load_label_file(tmp_path/'many.npz', y, 5, key='c')
+    assert torch.equal(load_label_file(tmp_path/'many.npz', y, 5, key='a'), given)
+    with pytest.raises(ValueError, match="key must name one of"): load_label_file(tmp_path/'many.npz', y, 5)
+    with pytest.raises(ValueError, match="key of many.npz must be one of 'a', 'b', got 'c'"): load_label_file(tmp_path/'many.npz', y, 5, key='c')
     np.save(tmp_path/'float.npy', given.numpy().astype(float))
-    with pytest.raises(ValueError, match='integers'): nz.load_label_file(tmp_path/'float.npy', y, 5)
+    with pytest.raises(ValueError, match='integers'): load_label_file(tmp_path/'float.npy', y, 5)
     (tmp_path/'holes.csv').write_text('given_label,noisy_label\n0,1\n1,\n')
-    with pytest.raises(ValueError, match='integers'): nz.load_label_file(tmp_path/'holes.csv')
+    with pytest.raises(ValueError, match='integers'): load_label_file(tmp_path/'holes.csv')
     (tmp_path/'other.csv').write_text('a,b\n0,1\n')
-    with pytest.raises(ValueError, match='no column noisy_label'): nz.load_label_file(tmp_path/'other.csv')
+    with pytest.raises(ValueError, match='no column noisy_label'): load_label_file(tmp_path/'other.csv')
 
 
 class Bad:
@@ -431,7 +432,7 @@ def test_label_files_run_no_code(tmp_path, capsys, suffix):
     path = tmp_path/f'bad{suffix}'
     if suffix == '.npy': np.save(path, np.array(dict(noisy_label=Bad()), dtype=object), allow_pickle=True)
     else: torch.save(dict(noisy_label=Bad()), path)
-    with pytest.raises(ValueError, match='bad'): nz.load_label_file(path)
+    with pytest.raises(ValueError, match='bad'): load_label_file(path)
     assert 'must not run' not in capsys.readouterr().out
 
 
@@ -439,11 +440,11 @@ def test_label_files_run_no_code(tmp_path, capsys, suffix):
 def test_unordered_check_accepts_strong_noise(tmp_path, rate):
     y = torch.from_numpy(np.random.RandomState(0).randint(0, 10, 20000))
     given, _ = nz.flip_labels(y, rate, 10, 'symmetric_exact')
-    nz.save_label_file(tmp_path/'a.npy', given)
-    assert torch.equal(nz.load_label_file(tmp_path/'a.npy', y, 10), given)
-    nz.save_label_file(tmp_path/'b.npy', given.flip(0))
-    with pytest.raises(ValueError, match='better than chance'): nz.load_label_file(tmp_path/'b.npy', y, 10)
-    assert torch.equal(nz.load_label_file(tmp_path/'b.npy', y, 10, check_order=False), given.flip(0))
+    save_label_file(tmp_path/'a.npy', given)
+    assert torch.equal(load_label_file(tmp_path/'a.npy', y, 10), given)
+    save_label_file(tmp_path/'b.npy', given.flip(0))
+    with pytest.raises(ValueError, match='better than chance'): load_label_file(tmp_path/'b.npy', y, 10)
+    assert torch.equal(load_label_file(tmp_path/'b.npy', y, 10, check_order=False), given.flip(0))
 
 
 # ---- one entry point
@@ -504,14 +505,14 @@ def test_add_noise_says_what_is_wrong(name, kind, rate, says):
 def test_files_by_position_and_by_index(tmp_path):
     ds = small()
     noisy = nz.add_noise(ds, 'symmetric', .3)
-    nz.save_label_file(tmp_path/'a.csv', noisy.given_label, noisy.true_label)
+    save_label_file(tmp_path/'a.csv', noisy.given_label, noisy.true_label)
     read = nz.add_noise(ds, f'file:{tmp_path}/a.csv')
     assert torch.equal(read.given_label, noisy.given_label) and read.noise.startswith('file:a.csv-') and str(tmp_path) not in read.noise
     part = sample(ds, 50, seed=1)
     assert torch.equal(nz.add_noise(part, f'file:{tmp_path}/a.csv').given_label, noisy.given_label[part.index])
     again = from_arrays(part.x, part.true_label, part.true_label, class_names=part.class_names)
     with pytest.raises(ValueError, match='must have 50 entries, got 200'): nz.add_noise(again, f'file:{tmp_path}/a.csv')
-    nz.save_label_file(tmp_path/'part.csv', noisy.given_label[part.index], part.true_label)
+    save_label_file(tmp_path/'part.csv', noisy.given_label[part.index], part.true_label)
     assert torch.equal(nz.add_noise(part, f'file:{tmp_path}/part.csv').given_label, noisy.given_label[part.index])
 
 
@@ -604,7 +605,7 @@ def test_human_noise_follows_index(human, real_data, tmp_path):
     order = torch.from_numpy(np.random.RandomState(0).permutation(50000))
     shuffled = with_labels(ds, ds.given_label[order], 'clean', ds.true_label[order])
     with pytest.raises(ValueError): nz.add_noise(shuffled, 'rand1', root=real_data)
-    nz.save_label_file(tmp_path/'w.npy', s['worst'])
+    save_label_file(tmp_path/'w.npy', s['worst'])
     assert torch.equal(nz.add_noise(take(ds, torch.arange(100)), f'file:{tmp_path}/w.npy').given_label, s['worst'][:100])
     with pytest.raises(ValueError): nz.add_noise(shuffled, f'file:{tmp_path}/w.npy')
 
@@ -613,6 +614,6 @@ def test_human_noise_follows_index(human, real_data, tmp_path):
 def test_published_cbn_and_pmd_files(human, shared, key):
     name = key.split('_')[0]
     true = human[name]['clean']
-    given = nz.load_label_file(shared/'data'/'cifar_extra_noise.npz', true, 10 if name == 'cifar10' else 100, key=key)
+    given = load_label_file(shared/'data'/'cifar_extra_noise.npz', true, 10 if name == 'cifar10' else 100, key=key)
     assert nz.noise_rate(true, given) == EXTRA[key]
-    with pytest.raises(ValueError, match='better than chance'): nz.load_label_file(shared/'data'/'cifar_extra_noise.npz', true.flip(0), key=key)
+    with pytest.raises(ValueError, match='better than chance'): load_label_file(shared/'data'/'cifar_extra_noise.npz', true.flip(0), key=key)
