@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from .core import check_choice
 
@@ -83,6 +83,7 @@ def plot_bins(
         t = table[table.is_noisy == kind]
         ax.bar(t.left, t[y], t.right - t.left, align='edge', color=colour, alpha=.6, edgecolor=colour, linewidth=.4, label=name)
     ax.set(xlabel=xlabel, ylabel='examples' if y == 'count' else 'fraction of labels')
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.legend()
     return ax
 
@@ -105,11 +106,13 @@ def plot_pairs(
     ax.set(xlim=limits, ylim=limits, xlabel=xlabel, ylabel=ylabel)
     return ax
 
-# %% ../nbs/40_plots.ipynb #fd88dda1
-def _log_x(ax, span):
-    "A logarithmic axis of counts, labelled 1, 3, 10 … or, where it is short, 1, 2, 5 …"
+# %% ../nbs/40_plots.ipynb #654431c5
+def _log_x(ax, values):
+    "A logarithmic axis of counts, labelled 1, 3, 10 …; where it is short 1, 2, 5 …, where it is very short at the values themselves."
     ax.set_xscale('log')
-    ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5) if span < 30 else (1, 3)), minor_locator=NullLocator(), major_formatter=FuncFormatter(lambda v, _: f'{v:g}'))
+    span = max(values)/min(values)
+    ticks = sorted(set(values)) if span < 5 else [m*10**d for d in range(6) for m in ((1, 2, 5) if span < 30 else (1, 3))]
+    ax.xaxis.set(major_locator=FixedLocator([t for t in ticks if min(values) <= t <= max(values)]), minor_locator=NullLocator(), major_formatter=FuncFormatter(lambda v, _: f'{v:g}'))
 
 # %% ../nbs/40_plots.ipynb #6cd8dba1
 def plot_lines(
@@ -131,7 +134,7 @@ def plot_lines(
         ax.plot(t[x], t[y], color=c, linestyle=LINES[i % 6], drawstyle='steps-post' if steps else 'default', label=name, **options)
         if 'sd' in t: ax.fill_between(t[x], t[y] - t.sd, t[y] + t.sd, color=c, alpha=.15, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    if log: _log_x(ax, table[x].max()/table[x].min())
+    if log: _log_x(ax, table[x])
     ax.legend()
     return ax
 
