@@ -6,7 +6,8 @@
 __all__ = ['Job', 'list_profiles', 'find_notebook', 'notebook_parameters', 'load_profile', 'make_job', 'job_folder', 'job_state',
            'run_job', 'run_jobs', 'load_claims']
 
-# %% ../nbs/50b_batch.ipynb #7a61354a
+# %% ../nbs/50b_batch.ipynb #3e42b555
+import ast
 import json
 import os
 import signal
@@ -71,7 +72,10 @@ def notebook_parameters(
     nb = nbformat.read(path, as_version=4)
     tagged = [c for c in nb.cells if 'parameters' in c.metadata.get('tags', [])]
     if len(tagged) != 1: raise ValueError(f"{path} must have exactly one cell tagged 'parameters', got {len(tagged)}")
-    return {p.name: p.default for p in papermill_translators.find_translator('python3', 'python').inspect(tagged[0])}
+    found = {p.name: p.default for p in papermill_translators.find_translator('python3', 'python').inspect(tagged[0])}
+    assigned = {node.target.id for node in ast.parse(tagged[0].source).body if isinstance(node, ast.AnnAssign)}
+    if set(found) != assigned: raise ValueError(f"{path}: write each parameter as 'name: type = value  # meaning', with no = in its meaning; papermill does not understand {sorted(set(found) ^ assigned)}")
+    return found
 
 # %% ../nbs/50b_batch.ipynb #6d4de2fa
 def load_profile(
@@ -154,15 +158,16 @@ def _start(job, folder, target):
 # %% ../nbs/50b_batch.ipynb #8e053f87
 def _watch(process, progress, timeout):
     "Draw the job's own count of models until it ends; returns False on a time-out."
-    bar, start, said = None, time.monotonic(), time.monotonic()
+    bar, shown, start, said = None, None, time.monotonic(), time.monotonic()
     while process.poll() is None:
         time.sleep(.2)
         if timeout and time.monotonic() - start > timeout: return False
         try: seen = json.loads(Path(progress).read_text())
         except (OSError, json.JSONDecodeError): continue
-        if bar is None or (bar.desc, bar.total) != (seen['desc'] + ': ', seen['total']):
+        if (seen['desc'], seen['total']) != shown:
             if bar is not None: bar.close()
-            bar = tqdm(total=seen['total'], desc=seen['desc'] + ': ', unit='model', leave=False, disable=None if seen['total'] else True)
+            shown = seen['desc'], seen['total']
+            bar = tqdm(total=seen['total'], desc=seen['desc'], unit='model', leave=False, disable=None if seen['total'] else True)
         bar.update(seen['n'] - bar.n)
         if bar.disable and seen['n'] < seen['total'] and time.monotonic() - said > 60:
             said, spent = time.monotonic(), time.time() - seen['start']

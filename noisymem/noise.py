@@ -7,7 +7,8 @@ __all__ = ['LOOK_ALIKE', 'KINDS', 'HUMAN', 'NOISES', 'PREFIXES', 'noise_rate', '
            'symmetric_transition', 'mapped_transition', 'flip_labels', 'instance_noise', 'synthetic_twin', 'thumbnail',
            'tsne_2d', 'cluster_noise', 'simulated_human', 'clusteredness', 'add_noise']
 
-# %% ../nbs/02_noise.ipynb #8cf9a53a
+# %% ../nbs/02_noise.ipynb #98723c65
+import re
 from pathlib import Path
 
 import numpy as np
@@ -499,6 +500,8 @@ PREFIXES = {'synthetic': _add_synthetic, 'file': _add_file}
 
 def _labels_and_name(ds, kind, rate, seed, root, **options):
     "Given labels and the name of the label set, by table."
+    carried = re.fullmatch(r'((?!file:).+?)-(0?\.\d+|0|1)', kind)
+    if carried and rate is None: return _labels_and_name(ds, carried[1], float(carried[2]), seed, root, **options)
     head, colon, rest = kind.partition(':')
     if colon and head in PREFIXES: return PREFIXES[head](ds, rest, rate, seed, root, **options)
     check_choice('noise kind', kind, [*NOISES, 'synthetic:KIND', 'file:PATH'])
@@ -507,8 +510,8 @@ def _labels_and_name(ds, kind, rate, seed, root, **options):
 # %% ../nbs/02_noise.ipynb #eaa155b5
 def add_noise(
     ds:Dataset,         # its true labels are the start; other noise in it is dropped
-    kind:str,           # see the table; unknown names list the known ones
-    rate:float=None,    # fraction of wrong labels in the convention of the kind; None where labels are fixed
+    kind:str,           # see the table; may carry its rate, as 'symmetric-0.4'; unknown names list the known ones
+    rate:float=None,    # fraction of wrong labels in the convention of the kind; None where labels are fixed or `kind` carries it
     seed:int=0,         # of the noise alone
     root=None,          # folder of the data sets, for human labels; None is `data_dir()`
     **options,          # of the kind

@@ -66,7 +66,7 @@ def test_a_list_of_overrides_makes_several_jobs(tmp_path):
     assert [j.name for j in B.load_profile(tmp_path/'p.yaml')] == ['fig_memorization_histogram-1', 'fig_memorization_histogram-2']
 
 
-@pytest.mark.parametrize('name', ['demo', 'laptop', 'paper'])
+@pytest.mark.parametrize('name', ['demo', 'laptop', 'gpu', 'paper'])
 def test_the_profiles_of_the_house_are_sound(name): assert len(B.load_profile(name)) >= 10
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['heldout_estimates', 'soft_estimates', 'wilson_interval', 'score_heldout', 'score_exclusion', 'heldout_pred_probs',
-           'above', 'triage', 'influence_blocks', 'influence', 'influence_topk', 'split_half', 'from_original']
+           'heldout_votes', 'above', 'triage', 'influence_blocks', 'influence', 'influence_topk', 'split_half',
+           'simulate_agreement', 'from_original']
 
 # %% ../../nbs/10_scores.heldout.ipynb #ce81bb19
 from fractions import Fraction
@@ -120,6 +121,14 @@ def heldout_pred_probs(
     for included, prob in zip(rec['included'], rec['heldout_prob']): total[~included] += prob
     with np.errstate(invalid='ignore'): return (total/total.sum(1, keepdims=True)).astype(np.float32)
 
+# %% ../../nbs/10_scores.heldout.ipynb #a808e49e
+def heldout_votes(
+    rec:Records,
+)->np.ndarray: # (P, K) int64 in pool order: how many of the models that did not see the example name each class
+    "Count the votes of the models that did not see the example; the largest is a suggested label."
+    said, n_classes = rec['prediction'][:, rec['pool']], rec['heldout_prob'].shape[2]
+    return np.stack([((said == c) & ~rec['included']).sum(0) for c in range(n_classes)], axis=1)
+
 # %% ../../nbs/10_scores.heldout.ipynb #bb9388f9
 def above(
     k, n,              # (P,) successes and trials, integers
@@ -207,6 +216,21 @@ def split_half(
             r = np.corrcoef(a[c][ok], b[c][ok])[0, 1]
             rows.append(dict(split=split, score=c, r_half=r, r_full=2*r/(1 + r)))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/10_scores.heldout.ipynb #973a11d1
+def simulate_agreement(
+    estimates:dict,   # from `heldout_estimates`
+    n_models:int,
+    ratio:float,      # share of models that see an example
+    seed:int=0,
+)->float:             # Pearson correlation
+    "Foretell how well memorization from `n_models` new models would agree with the measured one."
+    rng, known = np.random.default_rng(seed), ~np.isnan(estimates['memorization'])
+    p_in, p_out, mem = (estimates[k][known] for k in ('inclusion', 'exclusion', 'memorization'))
+    n_in = rng.binomial(n_models, ratio, len(mem))
+    drawn = _divide(rng.binomial(n_in, p_in), n_in) - _divide(rng.binomial(n_models - n_in, p_out), n_models - n_in)
+    ok = ~np.isnan(drawn)
+    return float(np.corrcoef(drawn[ok], mem[ok])[0, 1])
 
 # %% ../../nbs/10_scores.heldout.ipynb #5040dd01
 def from_original(
