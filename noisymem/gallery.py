@@ -95,6 +95,13 @@ def _markdown(profile, jobs, claims):
         lines += [f"{state['status']}, {state['seconds']:.0f} s, [executed notebook]({folder.name}.ipynb)" if (folder/f'{folder.name}.ipynb').exists() else state['status'], '']
     return '\n'.join(lines)
 
+# %% ../nbs/50c_gallery.ipynb #7f9b9178
+def _copy_notebook(path, to):
+    "Copy an executed notebook without papermill's notes on the machine."
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    for part in (nb, *nb['cells']): part['metadata'].pop('papermill', None)
+    (to/path.name).write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
 # %% ../nbs/50c_gallery.ipynb #0d8033df
 def write_gallery(
     profile:str,   # whose results
@@ -105,8 +112,8 @@ def write_gallery(
     to = Path(to) if to else results_dir()/'gallery'/profile
     to.mkdir(parents=True, exist_ok=True)
     for folder, _ in jobs:
-        for pattern in ('*.png', f'{folder.name}*.csv', f'{folder.name}.ipynb'):
-            for p in folder.glob(pattern): shutil.copyfile(p, to/p.name)
+        for p in [*folder.glob('*.png'), *folder.glob(f'{folder.name}*.csv')]: shutil.copyfile(p, to/p.name)
+        if (folder/f'{folder.name}.ipynb').exists(): _copy_notebook(folder/f'{folder.name}.ipynb', to)
     sections = ''.join(_html_section(f, s, claims[claims.figure == f.name]) for f, s in jobs)
     links = ''.join(f'<a href="#{f.name}">{f.name}</a>' for f, _ in jobs)
     page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>noisymem: {html.escape(profile)}</title><style>{STYLE}</style>'

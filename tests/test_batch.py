@@ -143,7 +143,7 @@ def test_gallery_escapes_and_embeds(tmp_path, results):
     text = page.read_text()
     assert '&lt;b&gt; &amp; | two' in text and 'data:image/png;base64,' in text and 'src="http' not in text and str(tmp_path) not in text
     assert (tmp_path/'g g'/'fig_t.png').exists() and (tmp_path/'g g'/'fig_t.ipynb').exists()
-    assert str(tmp_path) not in (tmp_path/'g g'/'README.md').read_text()
+    assert str(tmp_path) not in (tmp_path/'g g'/'README.md').read_text() + (tmp_path/'g g'/'fig_t.ipynb').read_text()
 
 
 def test_claims_of_a_figure(tmp_path, monkeypatch):
