@@ -150,7 +150,7 @@ def job_state(
 def _start(job, folder, target):
     "Start papermill on a job."
     (folder/'parameters.yaml').write_text(yaml.safe_dump(job.parameters), encoding='utf-8')
-    command = [sys.executable, '-m', 'papermill', str(job.notebook), str(target), '-f', str(folder/'parameters.yaml'), '-k', 'python3', '--no-progress-bar', '--cwd', str(job.notebook.parent)]
+    command = [sys.executable, '-m', 'papermill', str(job.notebook), str(target), '-f', str(folder/'parameters.yaml'), '-k', 'python3', '-l', 'python', '--no-progress-bar', '--cwd', str(job.notebook.parent)]
     here = dict(NOISYMEM_FIGURE=str(folder), NOISYMEM_PROGRESS=str(folder/'.progress.json'), PYDEVD_DISABLE_FILE_VALIDATION='1', PYTHONWARNINGS='ignore')
     with open(folder/'log.txt', 'w') as log:
         return subprocess.Popen(command, env=os.environ | here, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

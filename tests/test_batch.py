@@ -106,7 +106,7 @@ def test_time_out(tmp_path, results):
 
 def test_interrupted_leaves_nothing_that_looks_finished(tmp_path, results):
     path = notebook(tmp_path, 'long', 'import time; open("started", "w").close(); time.sleep(600)')
-    p = subprocess.Popen([sys.executable, '-m', 'noisymem.cli', 'run', path], env=os.environ | {'PYTHONPATH': str(B.repo_root())}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    p = subprocess.Popen([Path(sys.executable).parent/'noisymem', 'run', path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 60
     while not (tmp_path/'started').exists() and time.monotonic() < deadline: time.sleep(.1)
     p.send_signal(signal.SIGINT)
