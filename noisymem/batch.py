@@ -199,6 +199,10 @@ def run_job(
     stamp = _stamp(job)
     process = _start(job, folder, target)
     try: in_time = _watch(process, folder/'.progress.json', timeout)
+    except BaseException:
+        _stop(process)
+        target.unlink(missing_ok=True)
+        raise
     finally:
         if process.poll() is None: _stop(process)
         (folder/'.progress.json').unlink(missing_ok=True)
