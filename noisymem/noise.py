@@ -411,6 +411,7 @@ def _need_rate(kind, rate):
     "Ask for a rate where one is needed."
     if rate is None: raise ValueError(f'rate must be given for {kind!r}, got None')
 
+# %% ../nbs/02_noise.ipynb #5a920494
 def _look(ds, embedding, kind):
     "What examples look like: the embedding if there is one, else the pixels or features."
     if embedding is None and ds.x.dtype == torch.int64: raise ValueError(f'embedding must be given for noise {kind!r} on tokens, got None')
@@ -432,6 +433,7 @@ def _add_clean(ds, rate, seed, root):
     if rate not in (None, 0): raise ValueError(f"rate must be None or 0 for 'clean', got {rate!r}")
     return _truth(ds), 'clean'
 
+# %% ../nbs/02_noise.ipynb #8cc4fae7
 def _add_clean100(ds, rate, seed, root):
     "The true labels of CIFAR-100, by the name the CIFAR-N loader has for them."
     _need_data(ds, 'clean100', 'cifar100')
@@ -455,6 +457,7 @@ def _add_simulated(ds, rate, seed, root, temperature=.3, embedding=None):
     name = _noise_name('simulated_human', rate, seed, temperature=temperature if temperature != .3 else None, embedding=embedding)
     return simulated_human(_look(ds, embedding, 'simulated_human'), _truth(ds), rate, ds.n_classes, seed, temperature), name
 
+# %% ../nbs/02_noise.ipynb #ba9cf0c3
 def _need_data(ds, kind, name):
     "Refuse a label set that was made for another data set."
     if ds.name != name: raise ValueError(f'noise {kind!r} belongs to data set {name!r}, got {ds.name!r}')
@@ -475,6 +478,7 @@ def _add_human(kind):
         return _human_labels(ds, kind, root)[1][ds.index], kind
     return add
 
+# %% ../nbs/02_noise.ipynb #5af829ca
 def _add_synthetic(ds, of, rate, seed, root, **options):
     "Twin of another kind; of human sets the twin of the whole set, then this part."
     if of in HUMAN:
@@ -498,6 +502,7 @@ NOISES = {'clean': _add_clean, 'clean100': _add_clean100, **{k: _add_flips(k) fo
     'simulated_human': _add_simulated, **{k: _add_human(k) for k in HUMAN}}
 PREFIXES = {'synthetic': _add_synthetic, 'file': _add_file}
 
+# %% ../nbs/02_noise.ipynb #833027a1
 def _labels_and_name(ds, kind, rate, seed, root, **options):
     "Given labels and the name of the label set, by table."
     carried = re.fullmatch(r'((?!file:).+?)-(0?\.\d+|0|1)', kind)
