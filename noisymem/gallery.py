@@ -80,7 +80,7 @@ def _html_section(folder, state, claims):
     pictures = ''.join(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">' for p in sorted(folder.glob('*.png')))
     error = f'<p class="no">{html.escape(state.get("error", ""))}</p>' if state['status'] != 'done' else ''
     settings = ', '.join(f'{k}={v}' for k, v in state['parameters'].items())
-    return (f'<h2 id="{folder.name}">{html.escape(title)}</h2><p>{html.escape(lead)}</p>{pictures}{error}{_html_table(_claim_rows(claims))}'
+    return (f'<h2 id="{folder.name}">{html.escape(title)}</h2><p>{html.escape(lead.replace("**", ""))}</p>{pictures}{error}{_html_table(_claim_rows(claims))}'
             f'<p class="cost">{folder.name} · {state["status"]} · {state["seconds"]:.0f} s · {html.escape(settings)}</p>')
 
 # %% ../nbs/50c_gallery.ipynb #ade5fecf

@@ -127,3 +127,35 @@ def test_influence_same_on_gpu():
     rng = np.random.RandomState(0)
     B, A = rng.rand(100, 50) < .5, rng.rand(100, 70) < .7
     np.testing.assert_allclose(H.influence(B, A, device='cuda'), H.influence(B, A, device='cpu'), atol=1e-6)
+
+
+@pytest.fixture(scope='module')
+def published(shared):
+    with np.load(shared/'data'/'published_rand1_human_half.npz') as p: return {k: p[k] for k in p.files}
+
+
+def published_estimates(p):
+    inclusion, exclusion = p['incl_correct']/p['incl_runs'], p['excl_correct']/p['excl_runs']
+    return dict(inclusion=inclusion, exclusion=exclusion, memorization=inclusion - exclusion)
+
+
+def test_simulated_reliability_against_the_specs(published, oracle):
+    "How many models are enough: our simulation from half of the published pool, the table from all of it."
+    table = oracle('memorization/models_needed_simulation.json')
+    at = {row[0]: dict(zip(table['columns'], row)) for row in table['rows']}
+    for n in (20, 50, 100, 200, 500, 1500):
+        ours = np.mean([H.simulate_agreement(published_estimates(published), n, .7, seed) for seed in range(3)])
+        assert abs(ours - at[n]['pearson']) < .01, (n, ours, at[n]['pearson'])
+
+
+def test_published_half_against_the_published_whole(published, oracle):
+    "A random half of the pool repeats the statistics of the whole within sampling error."
+    from noisymem.metrics import auroc
+    stats, est, noisy = oracle('memorization/published_rand1_human_stats.json'), published_estimates(published), published['is_noisy']
+    for kind, mask in (('noisy', noisy), ('clean', ~noisy)):
+        for ours, theirs in (('memorization', 'mem_mean'), ('inclusion', 'incl_mean'), ('exclusion', 'excl_mean')):
+            assert abs(est[ours][mask].mean() - stats[kind][theirs]) < .02
+    for score, name in ((est['memorization'], 'noisy vs clean by memorization'), (1 - est['exclusion'], 'by 1-exclusion_prob'), (1 - est['inclusion'], 'by 1-inclusion_prob')):
+        assert abs(auroc(score, noisy) - stats['auroc'][name]) < .01
+    se = np.sqrt(est['inclusion']*(1 - est['inclusion'])/published['incl_runs'] + est['exclusion']*(1 - est['exclusion'])/published['excl_runs'])
+    assert abs(se.mean() - stats['binomial_SE_of_mem']['mean']) < .001
