@@ -125,11 +125,19 @@ def score_model(
     row = dict(
         seed=np.int64(seed), included=included.numpy(), prediction=logits.argmax(1).cpu().numpy().astype(small),
         given_prob=quantize_prob(prob.gather(1, given[:, None])[:, 0]), margin=quantize_margin(margin(logits[pool], given)),
-        heldout_prob=quantize_prob(prob[~included.to(prob.device)], steps=51),
+        heldout_prob=quantize_prob(prob[~included.to(prob.device)], steps=31),
         test_prediction=ask(data.x_test).argmax(1).cpu().numpy().astype(small) if len(data.x_test) else np.zeros(0, small))
     return {k: np.asarray(v)[None] for k, v in row.items()}
 
 # %% ../nbs/08_ensemble.ipynb #c60d2891
+def _relative(rec, shared, sign):
+    "Predictions relative to labels (sign -1), or back (sign 1)."
+    K, rows = rec['heldout_prob'].shape[2], dict(rec.rows)
+    for name, label in (('prediction', 'given_label'), ('test_prediction', 'y_test')):
+        rows[name] = ((rows[name].astype(np.int64) + sign*shared[label].astype(np.int64)) % K).astype(rows[name].dtype)
+    return replace(rec, rows=rows)
+
+# %% ../nbs/08_ensemble.ipynb #40cce009
 def _relative(rec, shared, sign):
     "Predictions relative to labels (sign -1), or back (sign 1)."
     K, rows = rec['heldout_prob'].shape[2], dict(rec.rows)
@@ -160,7 +168,7 @@ def ensemble_config(
     "Collect what decides the content of a shard."
     return dict(
         dataset=data.name, noise=data.noise, data=data.fingerprint, design=design.kind, subset_ratio=design.subset_ratio, pool=array_hash(design.pool),
-        model=model, width=width, recipe=asdict(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, format=1)
+        model=model, width=width, recipe=asdict(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, format=2)
 
 # %% ../nbs/08_ensemble.ipynb #b3ab1d8d
 def _augmented_view(data, recipe, seed):
