@@ -137,14 +137,6 @@ def _relative(rec, shared, sign):
         rows[name] = ((rows[name].astype(np.int64) + sign*shared[label].astype(np.int64)) % K).astype(rows[name].dtype)
     return replace(rec, rows=rows)
 
-# %% ../nbs/08_ensemble.ipynb #40cce009
-def _relative(rec, shared, sign):
-    "Predictions relative to labels (sign -1), or back (sign 1)."
-    K, rows = rec['heldout_prob'].shape[2], dict(rec.rows)
-    for name, label in (('prediction', 'given_label'), ('test_prediction', 'y_test')):
-        rows[name] = ((rows[name].astype(np.int64) + sign*shared[label].astype(np.int64)) % K).astype(rows[name].dtype)
-    return replace(rec, rows=rows)
-
 # %% ../nbs/08_ensemble.ipynb #66c8b120
 def parse_seeds(
     seeds,    # int R (0..R-1), 'a-b' (inclusive), 'a-b,c-d', or any iterable of integers

@@ -58,7 +58,7 @@ class Recipe:
 # %% ../nbs/07_train.ipynb #22c22611
 RECIPES = {
     'paper': Recipe(precision='fp32'),
-    'cpu': Recipe(epochs=12, batch_size=64, lr=.1, schedule='onecycle', nesterov=True, weight_decay=1e-3, augment=(('crop', 2), ('flip', True)), label_smoothing=.1),
+    'cpu': Recipe(epochs=10, batch_size=128, lr=.2, schedule='onecycle', nesterov=True, augment=(('flip', True),), label_smoothing=.1),
     'digits': Recipe(epochs=30, batch_size=64, lr=.1, schedule='onecycle', nesterov=True, weight_decay=1e-4, augment=(), precision='fp32'),
 }
 
