@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['repo_root', 'data_dir', 'results_dir', 'check_choice', 'check_range', 'check_labels', 'derive_seed', 'make_generator',
            'canonical_json', 'config_hash', 'array_hash', 'save_atomic', 'save_json', 'load_json',
-           'restricted_unpickle', 'pick_device', 'pick_precision', 'provenance']
+           'restricted_unpickle', 'pick_device', 'keep_memory', 'pick_precision', 'provenance']
 
-# %% ../nbs/00_core.ipynb #dff5d258
+# %% ../nbs/00_core.ipynb #5d17f8b7
+import ctypes
 import hashlib
 import io
 import json
@@ -205,6 +206,15 @@ def pick_device(
     try: torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e: raise ValueError(f"device must be 'auto' or a device of this machine, got {device!r} ({str(e).splitlines()[0]})") from None
     return torch.device(device)
+
+# %% ../nbs/00_core.ipynb #51b3a4a7
+@cache
+def keep_memory()->bool: # False where the C library is not glibc
+    "Stop malloc from giving freed activations back to the system, for the rest of this process."
+    try: mallopt = ctypes.CDLL('libc.so.6').mallopt
+    except (OSError, AttributeError): return False
+    trim_threshold, top_pad, mmap_threshold = (-1, 2**30), (-2, 2**26), (-3, 2**25)  # parameters of mallopt(3), bytes
+    return all([mallopt(*p) for p in (trim_threshold, top_pad, mmap_threshold)])
 
 # %% ../nbs/00_core.ipynb #2aaee871
 @cache

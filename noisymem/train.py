@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .augment import apply_augmentation, draw_augmentation, normalize
-from .core import canonical_json, check_choice, check_range, derive_seed, make_generator, pick_device, pick_precision, save_atomic
+from .core import canonical_json, check_choice, check_range, derive_seed, keep_memory, make_generator, pick_device, pick_precision, save_atomic
 from .data import Dataset
 from .losses import cross_entropy, margin
 from .models import capture
@@ -234,6 +234,7 @@ def train(
     precision = pick_precision(recipe.precision, device)
     data, positions = to_device(data, device), _check_positions(positions, data).to(device)
     model.to(device, memory_format=torch.channels_last if data.x.ndim == 4 else torch.preserve_format)
+    if device.type == 'cpu': keep_memory()
     objective = objective or supervised(label_smoothing=recipe.label_smoothing)
     layers = tuple(dict.fromkeys(name for o in observers for name in getattr(o, 'layers', ())))
     state = State(model, _make_optimizer(model, recipe), data, recipe, seed, precision, layers)
