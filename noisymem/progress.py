@@ -36,13 +36,14 @@ def make_bar(
     if os.environ.get('NOISYMEM_PROGRESS'): return FileBar(os.environ['NOISYMEM_PROGRESS'], total, desc)
     return tqdm(total=total, desc=desc, unit='model', file=sys.stderr, disable=None if total else True)
 
-# %% ../nbs/00a_progress.ipynb #4bb98e75
+# %% ../nbs/00a_progress.ipynb #dcb8d8b2
 def track(
-    items,     # what to go through; has a length
+    items,     # what to go through
     desc:str,  # what is counted
+    total:int=None, # how many; default `len(items)`
 ):             # an iterator over `items`
     "Count work as it is done."
-    bar = make_bar(len(items), desc)
+    bar = make_bar(len(items) if total is None else total, desc)
     for item in items:
         yield item
         bar.update()

@@ -119,7 +119,7 @@ def test_rows_mean_what_they_say(data):
 
 def test_quantized_values_against_the_model(data):
     design = E.make_design(data.is_noisy)
-    row = E.train_one(data, design, 'mlp', 1., QUICK, 3, torch.device('cpu'), 'fp32')
+    row, = E.train_members(data, design, 'mlp', 1., QUICK, [3], torch.device('cpu'), 'fp32')
     from noisymem.models import make_model
     from noisymem.train import predict, train
     net = train(make_model('mlp', 10, (1, 8, 8), seed=3), data, QUICK, seed=3, positions=E.subset_mask(design, 3), device='cpu').model
