@@ -10,6 +10,7 @@ __all__ = ['Design', 'make_design', 'draw_included', 'subset_mask', 'quantize_pr
 import math
 import time
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,12 @@ from .train import get_recipe, predict, to_device, train
 @dataclass(frozen=True)
 class Design:
     "Which examples may be left out, and how many of them a model sees."
-    kind:str            # 'balanced', 'uniform' or 'stratified'
+    kind:str            # 'balanced', 'uniform', 'stratified' or 'chosen'
     pool:Tensor         # (P,) int64 positions that are sometimes left out, in the order the draw wants
     n:int               # N, size of the data set
     subset_ratio:float  # share of the pool a model trains on, in (0, 1)
     strata:Tensor       # (P,) int64, the stratum of each pool member; one value unless 'stratified'
+    draw:str='independent' # or 'rotated'
 
     @property
     def n_included(self)->int: return sum(int(self.subset_ratio*int(c)) for c in torch.bincount(self.strata) if c)
@@ -43,23 +45,28 @@ class Design:
 # %% ../nbs/08_ensemble.ipynb #8da90d8b
 def make_design(
     is_noisy,                # (N,) bool, True where the given label is wrong; None for 'uniform'
-    kind:str='balanced',     # 'balanced', 'uniform' or 'stratified'
+    kind:str='balanced',     # 'balanced', 'uniform', 'stratified' or 'chosen'
     subset_ratio:float=.7,   # share of the pool a model trains on, in (0, 1)
     n:int=None,              # N; needed when `is_noisy` is None
     within:Tensor=None,      # (n',) int64 positions, ascending: keep only these examples, renumbered 0..n'-1 (a smaller study of the same pool)
+    draw:str='independent',  # subsets of different models: 'independent', or 'rotated' through one shuffled pool
+    pool:Tensor=None,        # (P,) int64 positions, for 'chosen'
 )->Design:
     "Fix the pool of a held-out study; raises `ValueError` when nothing could be held out."
-    check_choice('kind', kind, ['balanced', 'uniform', 'stratified'])
+    check_choice('kind', kind, ['balanced', 'uniform', 'stratified', 'chosen'])
+    check_choice('draw', draw, ['independent', 'rotated'])
     check_range('subset_ratio', subset_ratio, 0, 1, '()')
-    if kind == 'uniform': pool = np.arange(len(is_noisy) if is_noisy is not None else n)
-    else: pool = _balanced_pool(is_noisy)
     n = len(is_noisy) if is_noisy is not None else n
+    if (pool is not None) != (kind == 'chosen'): raise ValueError(f"pool must be given for kind 'chosen' and for no other, got kind {kind!r} and pool {'given' if pool is not None else 'None'}")
+    if kind == 'uniform': pool = np.arange(n)
+    elif kind == 'chosen': pool = _chosen_pool(pool, n)
+    else: pool = _balanced_pool(is_noisy)
     wrong = np.asarray(is_noisy, bool)[pool] if kind == 'stratified' else np.zeros(len(pool), bool)
     if within is not None:
         within = np.asarray(within)
         keep = np.isin(pool, within)
         pool, wrong, n = np.searchsorted(within, pool[keep]), wrong[keep], len(within)
-    design = Design(kind, torch.as_tensor(pool), n, float(subset_ratio), torch.as_tensor(wrong).long())
+    design = Design(kind, torch.as_tensor(pool), n, float(subset_ratio), torch.as_tensor(wrong).long(), draw)
     if not 0 < design.n_included < len(pool):
         raise ValueError(f'the held-out pool must keep some examples in and some out; got a pool of {len(pool)} with {design.n_included} included at subset_ratio {subset_ratio}')
     return design
@@ -74,6 +81,19 @@ def _balanced_pool(is_noisy):
     if len(correct) < len(wrong): raise ValueError(f"the pool needs as many correct as wrong labels, got {len(correct)} and {len(wrong)}; use kind='uniform'")
     return np.concatenate([wrong, np.random.RandomState(0).choice(correct, size=len(wrong), replace=False)])
 
+# %% ../nbs/08_ensemble.ipynb #2dc4b908
+def _chosen_pool(pool, n):
+    "Check a pool that was named."
+    pool = np.asarray(pool)
+    if pool.ndim != 1 or pool.dtype.kind not in 'iu' or len(np.unique(pool)) < len(pool) or (len(pool) and not 0 <= pool.min() <= pool.max() < n):
+        raise ValueError(f'pool must name different positions in [0, {n}), got {len(pool)} of them')
+    return np.sort(pool)
+
+# %% ../nbs/08_ensemble.ipynb #89f6edc6
+def _rotation(subset_ratio):
+    "How many models share one shuffled pool: the denominator of the share left out, at most 20."
+    return max(2, Fraction(1 - subset_ratio).limit_denominator(20).denominator)
+
 # %% ../nbs/08_ensemble.ipynb #200de58a
 def draw_included(
     design:Design,
@@ -81,10 +101,14 @@ def draw_included(
 )->Tensor:          # (P,) bool, True where the model trains on the pool member
     "Draw which pool members a model sees."
     check_range('seed', seed, 0, 2**32 - 1)
-    rng, included = np.random.RandomState(seed), np.zeros(len(design.pool), bool)
+    turn, n_turns = (seed % _rotation(design.subset_ratio), _rotation(design.subset_ratio)) if design.draw == 'rotated' else (0, 1)
+    rng, included = np.random.RandomState(seed // n_turns), np.zeros(len(design.pool), bool)
     for s in torch.unique(design.strata):
         member = np.flatnonzero(design.strata == s)
-        included[rng.choice(member, size=int(design.subset_ratio*len(member)), replace=False)] = True
+        size = int(design.subset_ratio*len(member))
+        if design.draw == 'rotated': seen = np.roll(rng.permutation(member), -(turn*len(member)//n_turns))[:size]
+        else: seen = rng.choice(member, size=size, replace=False)
+        included[seen] = True
     return torch.as_tensor(included)
 
 # %% ../nbs/08_ensemble.ipynb #f8e81a88
@@ -169,7 +193,7 @@ def ensemble_config(
     return dict(
         dataset=data.name, noise=data.noise, data=data.fingerprint, design=design.kind, subset_ratio=design.subset_ratio, pool=array_hash(design.pool),
         model=model, width=width, recipe=asdict(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, format=2,
-        **({'stacked': True} if is_stacked(model, recipe, eval_view) else {}))
+        **({'draw': design.draw} if design.draw != 'independent' else {}), **({'stacked': True} if is_stacked(model, recipe, eval_view) else {}))
 
 # %% ../nbs/08_ensemble.ipynb #b3ab1d8d
 def _augmented_view(data, recipe, seed):

@@ -33,6 +33,7 @@ class RunConfig:
     recipe:str = 'paper'         # name of a recipe, or a dict
     design:str = 'balanced'      # as `make_design` takes it
     subset_ratio:float = .7      # share of the pool a model sees
+    draw:str = 'independent'     # subsets of different models, or 'rotated'
     eval_view:str = 'plain'      # 'plain' or 'augmented'
     n_models:int = 1500          # or seed ranges such as '0-99'; not part of the key
 
@@ -44,12 +45,14 @@ class RunConfig:
 # %% ../nbs/50_runs.ipynb #43e61bc5
 def prepare(
     cfg:RunConfig,
-)->tuple: # (Dataset, Design)
+    pool=None, # (P,) positions in the prepared data, for design 'chosen'
+)->tuple:      # (Dataset, Design)
     "Load the data of a configuration, put the noise on, fix the pool."
     full = add_noise(load_dataset(cfg.dataset), cfg.noise, seed=cfg.seed_noise)
     data = sample(full, cfg.n_examples, cfg.seed_data)
+    if cfg.design == 'chosen': return data, make_design(None, 'chosen', cfg.subset_ratio, n=data.n, draw=cfg.draw, pool=pool)
     known = full.is_noisy if full.true_label is not None else None
-    return data, make_design(known, cfg.design, cfg.subset_ratio, n=full.n, within=data.index if cfg.n_examples else None)
+    return data, make_design(known, cfg.design, cfg.subset_ratio, n=full.n, within=data.index if cfg.n_examples else None, draw=cfg.draw, pool=pool)
 
 # %% ../nbs/50_runs.ipynb #8ee67e7a
 def _readable(cfg):
@@ -70,10 +73,11 @@ def _explain(folder, config):
 def load_or_run(
     cfg:RunConfig,
     device='auto',
+    pool=None,      # (P,) positions that may be left out, for design 'chosen'
 )->tuple:           # (Dataset, Records)
     "Return the record of a configuration; train what is missing and say what was done."
     start = time.perf_counter()
-    data, design = prepare(cfg)
+    data, design = prepare(cfg, pool)
     precision = pick_precision(get_recipe(cfg.recipe).precision, pick_device(device))
     config = ensemble_config(data, design, cfg.model, cfg.width, cfg.recipe, precision, cfg.eval_view)
     folder = results_dir()/'ensembles'/f'{_readable(cfg)}-{config_hash(config)}'
