@@ -1,0 +1,31 @@
+"""Measure the engine, side by side in one run: `python benchmarks/run.py [NAME ...]`.
+
+Without names everything that this machine can measure is measured. Tables go to benchmarks/results/NAME-cpu.csv or NAME-cuda.csv, each with a .json that names hardware, versions and the load of the machine."""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+
+from engine import measure_jobs, measure_loop, measure_memory, measure_peak, measure_scaling
+from scoring import measure_influence
+from small import measure_stacked
+
+def measure_airbench():
+    "Seconds to 94 % on clean CIFAR-10 against the PyPI package airbench."
+    print('not measured: needs a CUDA GPU and `pip install airbench`' if not torch.cuda.is_available() else 'not written yet', flush=True)
+
+
+BENCHMARKS = dict(loop=measure_loop, peak=measure_peak, stacked=measure_stacked, influence=measure_influence, scaling=measure_scaling, jobs=measure_jobs, memory=measure_memory, airbench=measure_airbench)
+
+
+def main(names):
+    unknown = [n for n in names if n not in BENCHMARKS]
+    if unknown: raise SystemExit(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {unknown[0]}")
+    for name in names or BENCHMARKS:
+        print(f'\n== {name}: {BENCHMARKS[name].__doc__}', flush=True)
+        BENCHMARKS[name]()
+
+
+if __name__ == '__main__': main(sys.argv[1:])
