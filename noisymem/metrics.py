@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from .core import check_choice
+from .core import check_choice, check_range
 
 # %% ../nbs/09_metrics.ipynb #2fb637ed
 def _scored(score, is_noisy):
@@ -48,10 +48,17 @@ def correlation(
     "Correlate two scores."
     check_choice('kind', kind, CORRELATIONS)
     a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape: raise ValueError(f'a and b must have one shape, got {a.shape} and {b.shape}')
     ok = ~(np.isnan(a) | np.isnan(b))
     if ok.sum() < 2: raise ValueError(f'correlation needs at least 2 pairs without NaN, got {ok.sum()}')
     if np.ptp(a[ok]) == 0 or np.ptp(b[ok]) == 0: return float('nan')
     return float(CORRELATIONS[kind](a[ok], b[ok]).statistic)
+
+# %% ../nbs/09_metrics.ipynb #15045858
+def _try(statistic, arrays):
+    "A statistic and why there is none: NaN where it raises `ValueError`."
+    try: return float(statistic(*arrays)), 'it gave NaN'
+    except ValueError as e: return float('nan'), str(e)
 
 # %% ../nbs/09_metrics.ipynb #18fae68b
 def bootstrap_interval(
@@ -61,7 +68,15 @@ def bootstrap_interval(
     n_resamples:int=1000,
     seed:int=0,
 )->tuple:              # (low, high)
-    "Percentile bootstrap over examples."
+    "Percentile bootstrap over examples; resamples without the statistic are left out."
+    check_range('level', level, 0, 1, '()')
+    check_range('n_resamples', n_resamples, 1, float('inf'))
     rng, arrays = np.random.default_rng(seed), [np.asarray(a) for a in arrays]
-    draws = [statistic(*(a[i] for a in arrays)) for i in rng.integers(0, len(arrays[0]), (n_resamples, len(arrays[0])))]
-    return tuple(float(q) for q in np.nanquantile(draws, [(1 - level)/2, (1 + level)/2]))
+    lengths = [len(a) for a in arrays]
+    if len(set(lengths)) != 1: raise ValueError(f"arrays must have one length, got {', '.join(map(str, lengths))}")
+    if not lengths[0]: raise ValueError('arrays must hold at least one example, got none')
+    if np.isnan(statistic(*arrays)): return float('nan'), float('nan')
+    draws, reasons = zip(*(_try(statistic, [a[i] for a in arrays]) for i in rng.integers(0, lengths[0], (n_resamples, lengths[0]))))
+    usable = ~np.isnan(draws)
+    if usable.sum() < max(1, n_resamples/10): raise ValueError(f'only {usable.sum()} of {n_resamples} resamples of {lengths[0]} examples have the statistic, too few for an interval: {reasons[int(usable.argmin())]}')
+    return tuple(float(q) for q in np.quantile(np.asarray(draws)[usable], [(1 - level)/2, (1 + level)/2]))

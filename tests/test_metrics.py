@@ -1,0 +1,60 @@
+"Metrics against slow definitions; intervals where a resample can miss a class."
+import numpy as np
+import pytest
+from scipy import stats
+
+from noisymem.metrics import auroc, average_precision, bootstrap_interval, correlation
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_auroc_is_the_chance_of_a_right_order(seed):
+    rng = np.random.default_rng(seed)
+    score, wrong = rng.integers(0, 5, 40).astype(float), rng.random(40) < .4
+    score[:3] = np.nan
+    ok = ~np.isnan(score)
+    pairs = [(a > b) + .5*(a == b) for a in score[ok & wrong] for b in score[ok & ~wrong]]
+    assert auroc(score, wrong) == pytest.approx(np.mean(pairs))
+
+
+def test_no_ranking_gives_the_noise_rate(): assert average_precision(np.zeros(8), [1, 0, 0, 0]*2) == .25
+
+
+def test_correlation_wants_pairs():
+    with pytest.raises(ValueError, match=r'a and b must have one shape, got \(1,\) and \(3,\)'): correlation([1.], [1., 2, 3])
+
+
+def test_a_resample_without_wrong_labels_is_left_out():
+    score, wrong = np.array([.1, .2, .3, .9, .8]), np.array([0, 0, 0, 1, 0])
+    low, high = bootstrap_interval(auroc, score, wrong, n_resamples=300)
+    assert (low, high) == (1, 1)
+    low, high = bootstrap_interval(auroc, np.array([.1, .85, .3, .9, .8, .2]), np.array([0, 0, 0, 1, 1, 0]), n_resamples=300)
+    assert 0 <= low < high <= 1
+
+
+def test_the_usual_case_is_the_plain_bootstrap():
+    x = np.random.default_rng(3).normal(size=50)
+    draws = [np.mean(x[i]) for i in np.random.default_rng(0).integers(0, 50, (200, 50))]
+    assert bootstrap_interval(np.mean, x, n_resamples=200) == pytest.approx(tuple(np.quantile(draws, [.025, .975])))
+    exact = stats.norm.interval(.95, x.mean(), x.std()/50**.5)
+    assert bootstrap_interval(np.mean, x) == pytest.approx(exact, abs=.08)
+
+
+def test_too_few_usable_resamples():
+    def fussy(x):
+        if len(set(x)) < len(x): raise ValueError('ties')
+        return x.mean()
+    with pytest.raises(ValueError, match='0 of 100 resamples .* ties'): bootstrap_interval(fussy, np.arange(30.), n_resamples=100)
+
+
+@pytest.mark.parametrize('arrays,options,match', [
+    (([1., 2], [1., 2, 3]), {}, r'arrays must have one length, got 2, 3'), (([],), {}, 'arrays must hold at least one example'),
+    (([1., 2],), dict(level=95), r'level must be in \(0, 1\), got 95'), (([1., 2],), dict(n_resamples=0), 'n_resamples must be in')])
+def test_bad_arguments(arrays, options, match):
+    with pytest.raises(ValueError, match=match): bootstrap_interval(lambda *a: float(np.mean(a[0])), *arrays, **options)
+
+
+def test_an_error_of_the_statistic_on_all_examples_is_its_own():
+    with pytest.raises(ValueError, match='must hold wrong and correct labels'): bootstrap_interval(auroc, [.1, .2], [1, 1])
+
+
+def test_no_value_no_interval(): assert np.isnan(bootstrap_interval(correlation, [1, 1, 1], [1, 2, 3])).all()
