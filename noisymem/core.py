@@ -69,6 +69,17 @@ def check_range(
     ok = ok and (low <= value if closed[0] == '[' else low < value) and (value <= high if closed[1] == ']' else value < high)
     if not ok: raise ValueError(f"{name} must be in {closed[0]}{low}, {high}{closed[1]}, got {value!r}")
 
+# %% ../nbs/00_core.ipynb #abd6b821
+def _label_array(name, labels):
+    "Tensor of anything but a tensor; what holds no numbers is named, and nothing at all counts as no integers."
+    try: a = np.asarray(labels)
+    except (ValueError, TypeError, RuntimeError) as e: raise ValueError(f'{name} must be integers in one dimension, got {type(labels).__name__} ({e})') from None
+    if a.shape == (0,): return torch.zeros(0, dtype=torch.int64)
+    if a.dtype.kind in 'iu': return torch.as_tensor(np.ascontiguousarray(a, dtype=np.int64) if a.ndim else a)
+    if a.dtype.kind in 'bfc': return torch.as_tensor(a.copy())
+    first = next((v for v in a.ravel().tolist() if type(v) is not int), 'numbers beyond 64 bits')
+    raise ValueError(f'{name} must be integers, got {first!r} ({a.dtype})')
+
 # %% ../nbs/00_core.ipynb #64d4b88a
 def check_labels(
     name:str,            # name of the argument
@@ -77,9 +88,9 @@ def check_labels(
     length:int=None,     # N that is expected, when given
 )->Tensor:               # (N,) int64
     "Return labels as an int64 tensor, or raise a `ValueError` that says what is wrong with them."
-    y = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    y = labels if isinstance(labels, Tensor) else _label_array(name, labels)
     if y.ndim != 1: raise ValueError(f"{name} must be one-dimensional, got shape {tuple(y.shape)}")
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool: raise ValueError(f"{name} must be integers, got {y.dtype}")
+    if len(y) and (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool): raise ValueError(f"{name} must be integers, got {y.dtype}")
     y = y.to(torch.int64)
     if length is not None and len(y) != length: raise ValueError(f"{name} must have {length} entries, got {len(y)}")
     if len(y) and (y.min() < 0 or (n_classes is not None and y.max() >= n_classes)):

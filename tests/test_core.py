@@ -18,12 +18,26 @@ def test_range_refuses(value):
     with pytest.raises(ValueError, match='rate must be in'): C.check_range('rate', value, 0, 1, '[)')
 
 
-@pytest.mark.parametrize('labels', [[[1]], [.5], [True, False], [-1, 0], [0, 3], np.array(1), ['a']])
-def test_labels_refuses(labels):
-    with pytest.raises((ValueError, TypeError)): C.check_labels('labels', labels, n_classes=3)
+@pytest.mark.parametrize('labels, says', [
+    ([[1]], 'one-dimensional'), (np.array(1), 'one-dimensional'), (np.zeros((0, 2), int), 'one-dimensional'), ([[1], [1, 2]], 'integers in one dimension'),
+    ([.5], 'integers, got torch.float64'), ([True, False], 'integers, got torch.bool'), ([float('nan')], 'integers'), (np.array([1 + 0j]), 'integers'),
+    ([-1, 0], r'in \[0, 3\), got values from -1 to 0'), ([0, 3], r'in \[0, 3\), got values from 0 to 3'), (np.array([2**64 - 1], np.uint64), r'in \[0, 3\)'),
+    (['a'], "integers, got 'a'"), (['0', '1'], "integers, got '0'"), (np.array(['a', None], object), "integers, got 'a'"), ([0, None], 'integers, got None'),
+    (None, 'integers, got None'), ('cat', "integers, got 'cat'"), ([2**70], 'integers, got'), (np.array([b'x']), "integers, got b'x'"), ({1, 2}, 'integers'),
+    (np.array(['2020-01-01'], 'M8[D]'), 'integers')])
+def test_labels_refuses(labels, says):
+    with pytest.raises(ValueError, match=f'^truth must be {says}'): C.check_labels('truth', labels, n_classes=3)
 
 
-def test_empty_labels_pass(): assert len(C.check_labels('labels', np.zeros(0, int), 3)) == 0
+@pytest.mark.parametrize('labels', [[], (), np.zeros(0), np.zeros(0, int), np.array([], object), torch.tensor([]), range(0)])
+def test_empty_labels_pass(labels):
+    y = C.check_labels('labels', labels, 3)
+    assert y.shape == (0,) and y.dtype == torch.int64 and len(C.check_labels('labels', labels, 3, 0)) == 0
+    with pytest.raises(ValueError, match='labels must have 2 entries, got 0'): C.check_labels('labels', labels, 3, 2)
+
+
+@pytest.mark.parametrize('labels', [np.array([2, 1, 0])[::-1], np.array([0, 1, 2], '>i4'), np.array([0, 1, 2], np.uint64), range(3), (0, 1, 2), torch.tensor([0, 1, 2], dtype=torch.uint8)])
+def test_labels_of_every_integer_kind_pass(labels): assert C.check_labels('labels', labels, 3).tolist() == [0, 1, 2]
 
 
 def test_derived_seeds_are_fixed_forever():
