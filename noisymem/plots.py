@@ -114,9 +114,9 @@ def _log_x(ax, values):
     ticks = sorted(set(values)) if span < 5 else [m*10**d for d in range(6) for m in ((1, 2, 5) if span < 30 else (1, 3))]
     ax.xaxis.set(major_locator=FixedLocator([t for t in ticks if min(values) <= t <= max(values)]), minor_locator=NullLocator(), major_formatter=FuncFormatter(lambda v, _: f'{v:g}'))
 
-# %% ../nbs/40_plots.ipynb #6cd8dba1
+# %% ../nbs/40_plots.ipynb #8bdb4938
 def plot_lines(
-    table:pd.DataFrame,      # columns x, y, `method`, and perhaps `sd`; sorted by x within a method
+    table:pd.DataFrame,      # columns x, y, `method`, and perhaps `sd` and `n` (values behind each mark); sorted by x within a method
     x:str, y:str,
     method:str,              # column that names the line
     xlabel:str, ylabel:str,
@@ -130,9 +130,12 @@ def plot_lines(
     table, ax = _columns(table, x, y, method), _axes(ax)
     for i, (name, t) in enumerate(table.groupby(method, sort=False)):
         c = colour[name] if isinstance(colour, dict) else colour
-        options = dict(marker=MARKERS[i % 6], markersize=3) if markers else {}
-        ax.plot(t[x], t[y], color=c, linestyle=LINES[i % 6], drawstyle='steps-post' if steps else 'default', label=name, **options)
-        if 'sd' in t: ax.fill_between(t[x], t[y] - t.sd, t[y] + t.sd, color=c, alpha=.15, linewidth=0)
+        marker = dict(marker=MARKERS[i % 6], markersize=3)
+        enough = (t.n >= 5).to_numpy() if 'n' in t else np.ones(len(t), bool)
+        many, few = t[enough], t[~enough]
+        if len(many): ax.plot(many[x], many[y], color=c, linestyle=LINES[i % 6], drawstyle='steps-post' if steps else 'default', label=name, **(marker if markers else {}))
+        if len(many) and 'sd' in t: ax.fill_between(many[x], many[y] - many.sd, many[y] + many.sd, color=c, alpha=.15, linewidth=0)
+        if len(few): ax.plot(few[x], few[y], color=c, linestyle='', label=None if len(many) else name, **marker)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if log: _log_x(ax, table[x])
     ax.legend()
