@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from .core import array_hash, canonical_json, check_range, config_hash, data_dir, load_json, pick_device, pick_precision, provenance, results_dir
+from .core import array_hash, canonical_json, check_choice, check_range, config_hash, data_dir, load_json, pick_device, pick_precision, provenance, restricted_unpickle, results_dir
 from .data import Dataset, load_dataset, sample
-from .ensemble import ensemble_config, make_design, parse_seeds, run_ensemble, _shard
-from .models import make_model
+from .ensemble import DESIGNS, DRAWS, EVAL_VIEWS, _shard, ensemble_config, is_stacked, make_design, parse_seeds, run_ensemble
+from .models import MODELS, make_model
 from .noise import add_noise, tsne_2d
 from .records import Records, load_records, save_records
 from .train import get_recipe, predict, train
@@ -40,6 +40,12 @@ class RunConfig:
     def __post_init__(self):
         parse_seeds(self.n_models)
         get_recipe(self.recipe)
+        check_choice('model', self.model, MODELS)
+        check_choice('design', self.design, DESIGNS)
+        check_choice('draw', self.draw, DRAWS)
+        check_choice('eval_view', self.eval_view, EVAL_VIEWS)
+        check_range('subset_ratio', self.subset_ratio, 0, 1, '()')
+        check_range('width', self.width, 0, float('inf'), '()')
         check_range('n_examples', self.n_examples, 0, float('inf'), '[)')
 
 # %% ../nbs/50_runs.ipynb #43e61bc5
@@ -107,19 +113,36 @@ def load_or_make(
 # %% ../nbs/50_runs.ipynb #83db3262
 def load_embedding(
     data:Dataset,
-    source:str='trained',  # 'trained', or an .npy / .npz file with one row per example of the whole training set; a relative path is looked up in the data folder
+    source='trained',      # 'trained'; an array; or an .npy, .npz or .pkl file with one row per example of the whole training set, a relative path being looked up in the data folder
     model:str='fast',      # the network, where it is trained
     recipe='cpu',
     seed:int=0,
 )->np.ndarray:             # (N, D) float32
-    "Return features of every example of `data`."
-    if source == 'trained': return load_or_make('embeddings', dict(data=data.fingerprint, model=model, recipe=get_recipe(recipe), seed=seed), lambda: dict(features=_train_features(data, model, recipe, seed)))['features']
-    path = data_dir()/source
+    "Return features of every example of `data`; a file of another data set raises `ValueError`."
+    if isinstance(source, str) and source == 'trained': return load_or_make('embeddings', dict(data=data.fingerprint, model=model, recipe=get_recipe(recipe), seed=seed), lambda: dict(features=_train_features(data, model, recipe, seed)))['features']
+    where = 'embedding' if isinstance(source, np.ndarray) else data_dir()/source
+    rows = source if isinstance(source, np.ndarray) else _read_rows(where)
+    n = _full_size(data)
+    if rows.ndim != 2 or rows.dtype.kind not in 'fiu' or len(rows) != n: raise ValueError(f'{where} must hold one row of features for each of the {n} training examples, got shape {rows.shape} of {rows.dtype}')
+    rows = rows[data.index.numpy()].astype(np.float32)
+    if not np.isfinite(rows).all(): raise ValueError(f'{where} must be finite, got NaN or infinity in {int((~np.isfinite(rows)).any(1).sum())} rows')
+    return rows
+
+# %% ../nbs/50_runs.ipynb #3a600534
+def _full_size(data):
+    "Size of the whole training set that `data` is, or was sampled from."
+    try: return max(load_dataset(data.name, download=False).n, data.n)
+    except (ValueError, FileNotFoundError): return max(int(data.index.max()) + 1, data.n)
+
+# %% ../nbs/50_runs.ipynb #6ffff4c7
+def _read_rows(path):
+    "An array from a file; a pickle is read with nothing but arrays allowed."
     if not path.exists(): raise ValueError(f"embedding must be 'trained' or a file, {path} is not there")
-    stored = np.load(path, allow_pickle=False)
-    rows = stored[stored.files[0]] if hasattr(stored, 'files') else stored
-    if rows.ndim != 2 or len(rows) <= int(data.index.max()): raise ValueError(f'{path} must hold one row of features per training example (index up to {int(data.index.max())}), got shape {rows.shape}')
-    return rows[data.index.numpy()].astype(np.float32)
+    try:
+        if path.suffix in ('.pkl', '.pickle'): return np.asarray(restricted_unpickle(path))
+        stored = np.load(path, allow_pickle=False)
+        return stored[stored.files[0]] if hasattr(stored, 'files') else stored
+    except ValueError as e: raise ValueError(f'{path} must be an .npy, .npz or .pkl file with one array: {e}') from None
 
 # %% ../nbs/50_runs.ipynb #43e90ecb
 def _train_features(data, model, recipe, seed):

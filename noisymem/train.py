@@ -59,6 +59,7 @@ class Recipe:
 RECIPES = {
     'paper': Recipe(precision='fp32'),
     'cpu': Recipe(epochs=10, batch_size=128, lr=.2, schedule='onecycle', nesterov=True, augment=(('flip', True),), label_smoothing=.1),
+    'mnist': Recipe(epochs=10, batch_size=128, schedule='constant', weight_decay=0., augment=()),
     'digits': Recipe(epochs=30, batch_size=64, lr=.1, schedule='onecycle', nesterov=True, weight_decay=1e-4, augment=()),
 }
 

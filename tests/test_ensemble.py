@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from noisymem import ensemble as E
+from noisymem.core import config_hash
 from noisymem.data import load_dataset, sample
 from noisymem.noise import add_noise
 from noisymem.records import load_records, save_records
@@ -119,10 +120,11 @@ def test_rows_mean_what_they_say(data):
 
 def test_quantized_values_against_the_model(data):
     design = E.make_design(data.is_noisy)
-    row, = E.train_members(data, design, 'mlp', 1., QUICK, [3], torch.device('cpu'), 'fp32')
+    quick = QUICK | {'precision': 'fp32'}
+    row, = E.train_members(data, design, 'mlp', 1., quick, [3], torch.device('cpu'), 'fp32')
     from noisymem.models import make_model
     from noisymem.train import predict, train
-    net = train(make_model('mlp', 10, (1, 8, 8), seed=3), data, QUICK, seed=3, positions=E.subset_mask(design, 3), device='cpu').model
+    net = train(make_model('mlp', 10, (1, 8, 8), seed=3), data, quick, seed=3, positions=E.subset_mask(design, 3), device='cpu').model
     z = predict(net, data.x, data.mean, data.std).logits[design.pool]
     y = data.given_label[design.pool]
     np.testing.assert_allclose(row['given_prob'][0]/255, z.softmax(1).gather(1, y[:, None])[:, 0], atol=.5/255 + 1e-6)
@@ -234,3 +236,29 @@ def test_a_record_of_a_hundred_models_on_cifar_takes_at_most_8_megabytes(tmp_pat
     E.run_ensemble(ds, E.make_design(ds.is_noisy), 2, tmp_path, model='fast', recipe={'name': 'cpu', 'epochs': 1}, device='cpu')
     per_model, once = np.mean([p.stat().st_size for p in shards(tmp_path)]), (tmp_path/'shared.npz').stat().st_size
     assert 100*per_model + once < 8e6, (per_model, once)
+
+
+# defects found by review
+
+@pytest.mark.parametrize('seeds, match', [('9-3,1', 'smaller first'), ('1-2-5', 'must look like'), ('', 'must look like'), ('a', 'must look like'), ([.2, 1.7], 'must be integers'), ([True], 'must be integers'),
+                                          ([-1], r'must be in \[0'), ([2**32], r'must be in \[0'), (0, 'at least one'), (-3, 'at least one'), ('0-4,4-6', 'must not overlap')])
+def test_bad_seeds_are_refused_before_a_folder_is_made(data, tmp_path, seeds, match):
+    with pytest.raises(ValueError, match=match): E.parse_seeds(seeds)
+    with pytest.raises(ValueError, match=match): go(data, tmp_path/'new', seeds)
+    assert not (tmp_path/'new').exists()
+
+
+def test_good_seeds():
+    assert E.parse_seeds(np.int64(3)) == [0, 1, 2] and E.parse_seeds('7, 0-1') == [0, 1, 7] and E.parse_seeds(np.array([4, 2])) == [2, 4]
+
+
+@pytest.mark.parametrize('within', [[9, 8, 5, 4, 1], [1, 1, 2], [0, 1, 40], [-1, 3], [.5, 1.]])
+def test_a_part_must_be_ascending_positions(within):
+    with pytest.raises(ValueError, match='within must hold ascending positions'): E.make_design(np.arange(40) < 10, within=np.array(within))
+
+
+def test_another_normalisation_is_another_key(data):
+    from dataclasses import replace
+    design = E.make_design(data.is_noisy)
+    def key(d): return config_hash(E.ensemble_config(d, design, 'mlp', 1., QUICK, 'fp32', 'plain'))
+    assert key(data) == key(replace(data)) and key(data) != key(replace(data, std=(.5,))) and key(data) != key(replace(data, mean=(.5,)))

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from noisymem.records import merge_records
+from noisymem.records import Records, merge_records
 from noisymem.scores import heldout as H
 
 
@@ -159,3 +159,70 @@ def test_published_half_against_the_published_whole(published, oracle):
         assert abs(auroc(score, noisy) - stats['auroc'][name]) < .01
     se = np.sqrt(est['inclusion']*(1 - est['inclusion'])/published['incl_runs'] + est['exclusion']*(1 - est['exclusion'])/published['excl_runs'])
     assert abs(se.mean() - stats['binomial_SE_of_mem']['mean']) < .001
+
+
+# defects found by review
+
+def probs_record(prob):
+    "A record of models that left out the one pool member, each with the given probabilities."
+    from noisymem.ensemble import quantize_distribution
+    prob = torch.as_tensor(prob, dtype=torch.float32)
+    stored = np.stack([quantize_distribution(p[None]) for p in prob])
+    R = len(prob)
+    return Records(dict(seed=np.arange(R), included=np.zeros((R, 1), bool), prediction=prob.argmax(1).numpy()[:, None], heldout_prob=stored), dict(pool=np.array([0]), given_label=np.array([0]), index=np.array([0])), dict(key='x'))
+
+
+@pytest.mark.parametrize('K', [2, 10, 100, 200, 1000])
+def test_class_probabilities_survive_storage_whatever_the_number_of_classes(K):
+    uniform = H.heldout_pred_probs(probs_record(np.full((5, K), 1/K)))
+    np.testing.assert_allclose(uniform, 1/K, atol=.35/K)
+    assert (uniform > 0).all()
+    peaked = np.full((5, K), .4/(K - 1)); peaked[:, 0] = .6
+    got = H.heldout_pred_probs(probs_record(peaked))
+    np.testing.assert_allclose(got.sum(1), 1, atol=1e-5)
+    assert abs(got[0, 0] - .6) < .02
+    flat = np.random.default_rng(0).dirichlet(np.full(K, .3), 400)
+    assert abs(H.heldout_pred_probs(probs_record(flat))[0] - flat.mean(0)).max() < .004
+
+
+def test_soft_scores_say_what_an_original_record_lacks():
+    rng = np.random.default_rng(0)
+    mask, pred, given = rng.random((20, 30)) < .7, rng.integers(0, 3, (20, 30)), rng.integers(0, 3, 30)
+    tests, y = rng.integers(0, 3, (20, 8)), rng.integers(0, 3, 8)
+    rec = H.from_original(dict(trainset_mask=mask, trainset_correctness=pred == given, trainset_predictions=pred, testset_correctness=tests == y, testset_predictions=tests), given, y)
+    table = H.score_heldout(rec)
+    assert {'inclusion', 'exclusion', 'memorization'} <= set(table) and not any(c.startswith(('prob', 'margin')) for c in table)
+    assert set(H.triage(table)) and len(H.split_half(rec, n_splits=2)) == 6 and H.heldout_votes(rec).shape == (30, 3)
+    np.testing.assert_allclose(H.score_exclusion(rec, soft=False), 1 - table.exclusion, atol=1e-6)
+    with pytest.raises(ValueError, match='must hold given_prob'): H.score_exclusion(rec)
+    with pytest.raises(ValueError, match='must hold heldout_prob'): H.heldout_pred_probs(rec)
+
+
+def test_outcomes_are_checked():
+    included = np.array([[1, 0], [0, 1]], bool)
+    with pytest.raises(ValueError, match='compat must be one of'): H.heldout_estimates(included, included, compat='orginal')
+    with pytest.raises(ValueError, match='correct must hold True and False'): H.heldout_estimates(np.array([[3, 0], [1, 7]]), included)
+    with pytest.raises(ValueError, match='included must hold True and False'): H.heldout_estimates(included, included*2)
+    a, b = H.heldout_estimates(included, included), H.heldout_estimates(included.astype(float), included.astype(int))
+    np.testing.assert_array_equal(a['memorization'], b['memorization'])
+
+
+def test_nothing_known_is_said():
+    included = np.array([[True, False, True]]*3)
+    table = pd.DataFrame(H.heldout_estimates(included, included) | dict(index=range(3)))
+    assert set(H.triage(table)) == {'unknown'}
+    values, cols = H.influence_topk(np.ones((3, 2), bool), included, k=2, device='cpu')
+    assert np.isnan(values).all() and (cols == -1).all()
+
+
+def test_influence_ranked_by_its_lower_bound():
+    rng = np.random.default_rng(1)
+    B, A = rng.random((60, 4)) < .6, rng.random((60, 50)) < .7
+    A[:, 0] = True; A[0, 0] = False  # left out once: its influence is mostly chance
+    B[0] = False
+    assert (H.influence_topk(B, A, k=1, device='cpu')[1] == 0).all()
+    values, cols = H.influence_topk(B, A, k=5, block=7, device='cpu', z=2)
+    assert not (cols[:, 0] == 0).any()
+    full = H.influence(B, A, device='cpu')
+    np.testing.assert_allclose(values, np.take_along_axis(full, cols, 1), atol=1e-6)
+    with pytest.raises(ValueError, match='z must be in'): H.influence_topk(B, A, k=1, z=-1)

@@ -7,7 +7,8 @@ __all__ = ['heldout_estimates', 'soft_estimates', 'wilson_interval', 'score_held
            'heldout_votes', 'above', 'triage', 'influence_blocks', 'influence', 'influence_topk', 'split_half',
            'simulate_agreement', 'from_original']
 
-# %% ../../nbs/10_scores.heldout.ipynb #ce81bb19
+# %% ../../nbs/10_scores.heldout.ipynb #8406ba7f
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -25,7 +26,10 @@ def heldout_estimates(
     compat:str=None,  # None, or 'original'
 )->dict:              # (P,) arrays: inclusion, exclusion, memorization in [-1, 1], their standard errors (`_se`), counts n_included, n_excluded
     "Estimate inclusion and exclusion probability and memorization from 0/1 outcomes."
+    check_choice('compat', compat, [None, 'original'])
     correct, included = _check_outcomes(correct, included)
+    if not np.isin(correct, (0, 1)).all(): raise ValueError(f'correct must hold True and False, or 0 and 1, got values up to {correct.max()}; real-valued outcomes go to soft_estimates')
+    correct = correct.astype(bool)
     n_in = included.sum(0)
     n_out = len(included) - n_in
     k_in = (correct & included).sum(0)
@@ -38,7 +42,9 @@ def heldout_estimates(
 # %% ../../nbs/10_scores.heldout.ipynb #2842cbbe
 def _check_outcomes(values, included):
     "Two arrays of one (R, P) shape."
-    values, included = np.asarray(values), np.asarray(included, bool)
+    values, included = np.asarray(values), np.asarray(included)
+    if not np.isin(included, (0, 1)).all(): raise ValueError(f'included must hold True and False, or 0 and 1, got {included.dtype} with other values')
+    included = included.astype(bool)
     if values.ndim == 1: values, included = values[None], included[None]
     if values.shape != included.shape or values.ndim != 2: raise ValueError(f'outcomes and included must have one shape (R, P), got {values.shape} and {included.shape}')
     return values, included
@@ -91,15 +97,20 @@ def score_heldout(
     rec:Records,      # of an ensemble
     compat:str=None,  # None or 'original'
 )->pd.DataFrame:      # one row per pool member, ascending by `index`
-    "Score every pool member: probabilities, memorization, errors and counts, hard and soft."
+    "Score every pool member: probabilities, memorization, errors and counts, hard and (where the record has them) soft."
     check_choice('compat', compat, [None, 'original'])
     pool, included = rec['pool'], rec['included']
     table = dict(index=rec['index'][pool], position=pool, given_label=rec['given_label'][pool])
     if 'true_label' in rec.shared: table |= dict(true_label=rec['true_label'][pool], is_noisy=(rec['true_label'] != rec['given_label'])[pool])
     table |= heldout_estimates(rec['prediction'][:, pool] == rec['given_label'][pool], included, compat)
-    for name, values in (('prob', rec['given_prob']/np.float32(255)), ('margin', rec['margin']/np.float32(4))):
-        table |= {f'{name}_{k}': v for k, v in soft_estimates(values, included).items() if not k.startswith('n_')}
+    for name, row, unit in (('prob', 'given_prob', 255), ('margin', 'margin', 4)):
+        if row in rec.rows: table |= {f'{name}_{k}': v for k, v in soft_estimates(rec[row]/np.float32(unit), included).items() if not k.startswith('n_')}
     return pd.DataFrame(table).sort_values('index', ignore_index=True)
+
+# %% ../../nbs/10_scores.heldout.ipynb #de8227e8
+def _needs(rec, row, instead):
+    "Refuse a record without a row."
+    if row not in rec.rows: raise ValueError(f'the record must hold {row} for this, it has {sorted(rec.rows)}; {instead}')
 
 # %% ../../nbs/10_scores.heldout.ipynb #fcba97b8
 def score_exclusion(
@@ -107,26 +118,34 @@ def score_exclusion(
     soft:bool=True,  # mean probability of the given label instead of the share of models that predict it
 )->np.ndarray:       # (N,) float32 in [0, 1], higher = more likely mislabelled; NaN outside the pool
     "Score examples by 1 - exclusion probability: networks that never saw the label do not believe it."
+    if soft: _needs(rec, 'given_prob', 'soft=False counts predictions')
     est = soft_estimates(rec['given_prob']/np.float32(255), rec['included']) if soft else heldout_estimates(rec['prediction'][:, rec['pool']] == rec['given_label'][rec['pool']], rec['included'])
     score = np.full(len(rec['given_label']), np.nan, np.float32)
     score[rec['pool']] = 1 - est['exclusion']
     return score
+
+# %% ../../nbs/10_scores.heldout.ipynb #43556092
+def _one(prob):
+    "Rows of stored class probabilities, scaled to add up to 1."
+    return prob/np.maximum(prob.sum(1, keepdims=True, dtype=np.float64), 1)
 
 # %% ../../nbs/10_scores.heldout.ipynb #d499d553
 def heldout_pred_probs(
     rec:Records,
 )->np.ndarray: # (P, K) float32 in pool order, rows sum to 1; NaN for a member no model left out
     "Average the class probabilities over the models that did not see the example: out-of-sample for the whole pool."
-    total = np.zeros((len(rec['pool']), rec['heldout_prob'].shape[2]))
-    for included, prob in zip(rec['included'], rec['heldout_prob']): total[~included] += prob
-    with np.errstate(invalid='ignore'): return (total/total.sum(1, keepdims=True)).astype(np.float32)
+    _needs(rec, 'heldout_prob', 'heldout_votes counts predictions')
+    total, n_out = np.zeros((len(rec['pool']), rec['heldout_prob'].shape[2])), (~rec['included']).sum(0)
+    for included, prob in zip(rec['included'], rec['heldout_prob']): total[~included] += _one(prob)
+    return _divide(total, n_out[:, None]).astype(np.float32)
 
 # %% ../../nbs/10_scores.heldout.ipynb #a808e49e
 def heldout_votes(
     rec:Records,
 )->np.ndarray: # (P, K) int64 in pool order: how many of the models that did not see the example name each class
-    "Count the votes of the models that did not see the example; the largest is a suggested label."
-    said, n_classes = rec['prediction'][:, rec['pool']], rec['heldout_prob'].shape[2]
+    "Count the votes of the models that did not see the example; the largest is a suggested label, all 0 is none."
+    said = rec['prediction'][:, rec['pool']]
+    n_classes = rec['heldout_prob'].shape[2] if 'heldout_prob' in rec.rows else 1 + int(max(rec['prediction'].max(), rec['given_label'].max()))
     return np.stack([((said == c) & ~rec['included']).sum(0) for c in range(n_classes)], axis=1)
 
 # %% ../../nbs/10_scores.heldout.ipynb #bb9388f9
@@ -145,12 +164,13 @@ def triage(
     high:float=.6,         # both above it: wrong but learned
     memorized:float=.25,   # memorization above it (Feldman & Zhang 2020)
 )->pd.Series:              # category per row; for rows known to be correct the same words describe correct labels
-    "Sort pool members into never learned, wrong but learned, memorized, between."
+    "Sort pool members into never learned, wrong but learned, memorized, between; unknown where models are missing on a side."
     k_in, k_out, n_in, n_out = (table[c].to_numpy() for c in ('k_included', 'k_excluded', 'n_included', 'n_excluded'))
     both = above(k_in, n_in, high) & above(k_out, n_out, high)
     never = (n_in > 0) & above(n_in - k_in, n_in, 1 - low)
-    kinds = np.select([never, both, (table.memorization > memorized).to_numpy()], ['never learned', 'wrong but learned', 'memorized'], 'between')
-    return pd.Series(pd.Categorical(kinds, ['never learned', 'memorized', 'wrong but learned', 'between']), index=table.index, name='triage')
+    blind = (n_in == 0) | (n_out == 0)
+    kinds = np.select([blind, never, both, (table.memorization > memorized).to_numpy()], ['unknown', 'never learned', 'wrong but learned', 'memorized'], 'between')
+    return pd.Series(pd.Categorical(kinds, ['never learned', 'memorized', 'wrong but learned', 'between', 'unknown']), index=table.index, name='triage')
 
 # %% ../../nbs/10_scores.heldout.ipynb #fd0d057d
 def influence_blocks(
@@ -181,22 +201,34 @@ def influence(
     "Estimate the whole influence matrix; for sizes that fit in memory."
     return np.concatenate([b.cpu().numpy() for _, b in influence_blocks(test_correct, included, compat=compat, device=device)], axis=1)
 
+# %% ../../nbs/10_scores.heldout.ipynb #710c0ff0
+def _influence_se(test_correct, included, device):
+    "Standard errors of a block of influences, (M, b); each side's frequency with one success and one failure added, so that none is 0."
+    right, seen = (torch.as_tensor(np.asarray(t, bool)).to(device, torch.float32) for t in (test_correct, included))
+    n_in, both, total = seen.sum(0), right.T @ seen, right.sum(0)[:, None]
+    var = lambda k, n: ((k + 1)/(n + 2))*(1 - (k + 1)/(n + 2))/n
+    return (var(both, n_in) + var(total - both, len(seen) - n_in)).sqrt()
+
 # %% ../../nbs/10_scores.heldout.ipynb #9118f2de
 def influence_topk(
     test_correct, included,  # (R, M) and (R, P) bool
     k:int=10,                # how many per test example
     block:int=1024, device='auto',
-)->tuple:                    # (M, k) float32 values, descending; (M, k) int64 columns of the pool
+    z:float=0.,              # rank by influence less z standard errors: few models make large influences by chance
+)->tuple:                    # (M, k) float32 influence in the order of the ranking; (M, k) int64 columns of the pool; NaN and -1 where fewer than k are known
     "Find the pool members with the largest influence on each test example, in bounded memory."
+    check_range('z', z, 0, math.inf, '[)')
     check_range('k', k, 1, np.asarray(included).shape[1])
-    best = where = None
+    best = None
     for cols, values in influence_blocks(test_correct, included, block, device=device):
-        values, ids = values.nan_to_num(nan=-torch.inf).topk(min(k, values.shape[1]), dim=1)
-        ids += cols.start
-        if best is not None: values, ids = torch.cat([best, values], 1), torch.cat([where, ids], 1)
-        best, order = values.sort(dim=1, descending=True, stable=True)
-        best, where = best[:, :k], ids.gather(1, order)[:, :k]
-    return best.cpu().numpy(), where.cpu().numpy()
+        rank = (values - z*_influence_se(test_correct, included[:, cols], values.device) if z else values).nan_to_num(nan=-torch.inf)
+        rank, ids = rank.topk(min(k, values.shape[1]), dim=1)
+        found = rank, values.gather(1, ids), ids + cols.start
+        if best is not None: found = [torch.cat(pair, 1) for pair in zip(best, found)]
+        order = found[0].argsort(dim=1, descending=True, stable=True)[:, :k]
+        best = [t.gather(1, order) for t in found]
+    rank, values, ids = (t.cpu().numpy() for t in best)
+    return np.where(np.isinf(rank), np.nan, values), np.where(np.isinf(rank), -1, ids)
 
 # %% ../../nbs/10_scores.heldout.ipynb #2dc25f2d
 def split_half(
