@@ -75,7 +75,7 @@ def _label_array(name, labels):
     try: a = np.asarray(labels)
     except (ValueError, TypeError, RuntimeError) as e: raise ValueError(f'{name} must be integers in one dimension, got {type(labels).__name__} ({e})') from None
     if a.shape == (0,): return torch.zeros(0, dtype=torch.int64)
-    if a.dtype.kind in 'iu': return torch.as_tensor(np.ascontiguousarray(a, dtype=np.int64) if a.ndim else a)
+    if a.dtype.kind in 'iu': return torch.from_numpy(np.array(a, dtype=np.int64, order='C', copy=None if a.flags.writeable else True))
     if a.dtype.kind in 'bfc': return torch.as_tensor(a.copy())
     first = next((v for v in a.ravel().tolist() if type(v) is not int), 'numbers beyond 64 bits')
     raise ValueError(f'{name} must be integers, got {first!r} ({a.dtype})')

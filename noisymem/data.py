@@ -36,7 +36,7 @@ from .core import array_hash, check_choice, check_labels, check_range, data_dir,
 def _check_inputs(name, x):
     "Raise a `ValueError` unless `x` is of one of the three kinds of input."
     kinds = {(torch.uint8, 4), (torch.float32, 2), (torch.int64, 2)}
-    if not isinstance(x, Tensor) or (x.dtype, x.ndim) not in kinds:
+    if not isinstance(x, Tensor) or (x.dtype, x.ndim) not in kinds or 0 in x.shape[1:]:
         got = f'{tuple(x.shape)} {x.dtype}' if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f'{name} must be uint8 images (N, C, H, W), float32 features (N, D) or int64 tokens (N, L), got {got}')
 
@@ -59,6 +59,7 @@ def _check_dataset(ds):
         if y is not None and (not isinstance(y, Tensor) or y.dtype != torch.int64): raise ValueError(f'{name} must be an int64 tensor, got {getattr(y, "dtype", type(y))}')
     for name in ('mean', 'std'):
         if len(getattr(ds, name)) not in (0, ds.x.shape[1]): raise ValueError(f'{name} must have one entry per channel ({ds.x.shape[1]}), got {len(getattr(ds, name))}')
+        if not all(abs(v) < float('inf') and (name == 'mean' or v > 0) for v in getattr(ds, name)): raise ValueError(f'{name} must be finite{" and above 0" if name == "std" else ""}, got {getattr(ds, name)}')
     if ds.paths is not None and len(ds.paths) != n: raise ValueError(f'paths must have {n} entries, got {len(ds.paths)}')
 
 # %% ../nbs/01_data.ipynb #58f1423d
@@ -79,6 +80,7 @@ class Dataset:
     licence:str=''               # terms of the data, in one line
     paths:tuple[str,...]|None=None # (N,) file behind each example, for image folders
     verified:bool|None=None      # True: every file has its published checksum; False: some file has another; None: none is published
+    noise_info:dict|None=None    # what the generator of the labels solved for, as it was drawn: rate, n_centres, radius of 'cbn'; None where it solved nothing
 
     def __post_init__(self): _check_dataset(self)
 
@@ -112,18 +114,25 @@ class Dataset:
         shape = 'x'.join(map(str, self.x.shape[1:]))
         return f'Dataset({self.name!r}, {self.n:,} + {len(self.x_test):,} test, {shape} {str(self.x.dtype)[6:]}, {self.n_classes} classes, noise={self.noise!r})'
 
+# %% ../nbs/01_data.ipynb #bfc6eeaa
+def _array(name, a):
+    "NumPy array of anything regular; raise a `ValueError` that names a ragged list."
+    try: return np.array(a)
+    except (ValueError, TypeError, RuntimeError) as e: raise ValueError(f'{name} must be an array or a regular list of numbers, got {type(a).__name__} ({e})') from None
+
 # %% ../nbs/01_data.ipynb #bbcc06bb
 def take(
     ds:Dataset,  # data set
     positions,   # (n,) positions in `ds` (not `index` values), or (N,) bool; order is kept, repeats are refused
 )->Dataset:      # the n training examples; the test set stays whole
     "Take some training examples, in the order given."
-    p = torch.as_tensor(positions)
-    if p.dtype == torch.bool:
+    p = positions if isinstance(positions, Tensor) else _array('positions', positions)
+    if p.dtype in (torch.bool, np.dtype(bool)):
+        p = torch.as_tensor(p)
         if p.shape != (ds.n,): raise ValueError(f'positions as bool must have shape ({ds.n},), got {tuple(p.shape)}')
         p = p.nonzero().squeeze(1)
-    if p.numel() == 0: raise ValueError('positions must name at least one example, got none')
     p = check_labels('positions', p, ds.n)
+    if len(p) == 0: raise ValueError('positions must name at least one example, got none')
     if len(p.unique()) != len(p): raise ValueError('positions must not repeat an example')
     return replace(ds, x=ds.x[p], given_label=ds.given_label[p], true_label=None if ds.true_label is None else ds.true_label[p],
                    index=ds.index[p], paths=None if ds.paths is None else tuple(ds.paths[i] for i in p.tolist()))
@@ -134,11 +143,12 @@ def with_labels(
     given_label,             # (N,) int in [0, K): labels to train with
     noise:str,               # name of this label set
     true_label=None,         # (N,) int in [0, K); None keeps those of `ds`
+    noise_info:dict=None,    # what the generator solved for, if anything
 )->Dataset:
     "Give a data set other labels to train with."
     given = check_labels('given_label', given_label, ds.n_classes, ds.n)
     true = ds.true_label if true_label is None else check_labels('true_label', true_label, ds.n_classes, ds.n)
-    return replace(ds, given_label=given, true_label=true, noise=noise)
+    return replace(ds, given_label=given, true_label=true, noise=noise, noise_info=noise_info)
 
 # %% ../nbs/01_data.ipynb #1e2d46ca
 def sample(
@@ -168,7 +178,11 @@ def _input_stats(x):
 def _to_inputs(name, x, layout):
     "Copy arrays into one of the three kinds of input."
     check_choice('layout', layout, [None, 'NCHW', 'NHWC'])
-    x = x.detach().cpu().clone() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
+    if not isinstance(x, Tensor):
+        x = _array(name, x)
+        if x.dtype.kind not in 'biufc': raise ValueError(f'{name} must be numbers, got {x.dtype} of shape {x.shape}')
+        x = torch.from_numpy(x.astype(x.dtype.newbyteorder('='), copy=False))
+    else: x = x.detach().cpu().clone()
     if x.is_floating_point() and x.ndim == 2:
         x = x.to(torch.float32)
         if not x.isfinite().all(): raise ValueError(f'{name} must be finite, got {int((~x.isfinite()).sum())} values that are not')
@@ -195,6 +209,7 @@ def _to_labels(name, labels, class_names):
 def _find_classes(labels, class_names):
     "Class names: those given, else the sorted names that occur, else the numbers up to the largest."
     if class_names is not None:
+        if not hasattr(class_names, '__iter__'): raise ValueError(f'class_names must be a list of names, got {class_names!r}')
         names = tuple(map(str, class_names))
         if len(set(names)) != len(names): raise ValueError(f'class_names must differ from each other, got {names!r}')
         return names
@@ -222,6 +237,7 @@ def _split_test(ds, test_fraction, seed):
     "Move a stratified part of the training set into the test set; true labels, where known, become its labels."
     check_range('test_fraction', test_fraction, 0, 1, '[)')
     if not test_fraction: return ds
+    check_range('seed', seed, 0, 2**32 - 1)
     y = ds.given_label if ds.true_label is None else ds.true_label
     test = _stratified(y, round(test_fraction*ds.n), seed)
     return replace(take(ds, ~test), x_test=ds.x[test], y_test=y[test])
@@ -315,8 +331,8 @@ def from_folder(
 )->Dataset:                    # labels as given, truth unknown; `paths` holds the files, `index` their rank among all files
     "Make a data set from a folder of images."
     check_choice('unreadable', unreadable, ['raise', 'skip'])
-    hw = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
-    if len(hw) != 2 or any(isinstance(s, bool) or s < 1 for s in hw): raise ValueError(f'size must be a positive integer or (height, width), got {size!r}')
+    hw = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(hw) != 2 or any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 1 for s in hw): raise ValueError(f'size must be a positive integer or (height, width), got {size!r}')
     if test_path is not None and test_fraction: raise ValueError(f'test_fraction must be 0 when test_path is given, got {test_fraction}')
     path = Path(path).expanduser()
     names, files, labels = _scan_folder(path)

@@ -124,6 +124,8 @@ def tiny(n=6, k=3, **change):
     (dict(x=torch.zeros(0, 3, 4, 4, dtype=torch.uint8)), 'at least one example'),
     (dict(x_test=torch.zeros(2, 3, 5, 4, dtype=torch.uint8)), 'x_test must look like x'),
     (dict(mean=(0.,)), 'mean must have one entry per channel'),
+    (dict(std=(1., 0., 1.)), 'std must be finite and above 0'), (dict(std=(1., float('nan'), 1.)), 'std must be finite'), (dict(mean=(1., float('inf'), 1.)), 'mean must be finite'),
+    (dict(x=torch.zeros(6, 3, 0, 4, dtype=torch.uint8)), 'x must be uint8 images'),
     (dict(paths=('a',)), 'paths must have 6 entries'),
     (dict(class_names=('a',)), 'class_names must have at least 2'),
 ])
@@ -157,7 +159,7 @@ def test_take_composes_and_keeps_rows_together(seed):
     assert once.paths == tuple(map(str, once.index.tolist()))
 
 
-@pytest.mark.parametrize('bad', [[6], [-1], [0, 0], [], [[0]], [0.5], torch.ones(5, dtype=torch.bool)])
+@pytest.mark.parametrize('bad', [[6], [-1], [0, 0], [], [[0]], [0.5], torch.ones(5, dtype=torch.bool), [True, False], [False]*6, None, 'abc', ['a'], [None], {1}, [[0], [1, 2]], 3])
 def test_take_refuses(bad):
     with pytest.raises(ValueError, match='positions'): take(tiny(), bad)
 
@@ -173,6 +175,17 @@ def test_sample_is_nested_sorted_seeded_and_leaves_the_global_generator_alone():
     assert sample(ds, 0, 3).index.tolist() == list(range(200))
     for n in (201, -1, 2.0, True):
         with pytest.raises(ValueError, match='n must be an integer'): sample(ds, n, 0)
+
+
+def test_take_reads_positions_of_every_kind():
+    for p in ([2, 1], (2, 1), np.array([1, 2])[::-1], np.array([2, 1], '>u2'), torch.tensor([2, 1], dtype=torch.int32), range(2, 0, -1)): assert take(tiny(), p).index.tolist() == [2, 1]
+    assert take(tiny(), [False, True]*3).index.tolist() == [1, 3, 5]
+
+
+def test_noise_info_goes_with_its_labels_only():
+    ds = with_labels(tiny(), [0]*6, 'x', noise_info=dict(rate=.5))
+    assert take(ds, [1, 2]).noise_info == dict(rate=.5) and tiny().noise_info is None and with_labels(ds, [0]*6, 'y').noise_info is None
+    assert ds.fingerprint == with_labels(ds, [0]*6, 'y').fingerprint
 
 
 def test_with_labels_keeps_or_sets_the_truth():
@@ -238,6 +251,23 @@ def test_integer_labels(labels):
     ([0, 1, 1, 0], dict(test_fraction=1.), 'test_fraction must be in'), ([0, 1, 1, 0], dict(layout='CHW'), 'layout must be one of'), ([True, False, True, True], {}, 'labels must be integers')])
 def test_arrays_refuse(labels, kw, message):
     with pytest.raises(ValueError, match=message): from_arrays(np.zeros((4, 2)), labels, **kw)
+
+
+@pytest.mark.parametrize('x', [None, 'abc', [['a'], ['b']], [[1, 2], [3]], [[None], [1]], np.zeros((2, 0)), np.zeros((2, 3), bool), np.zeros((2, 3), complex), np.zeros((2, 4, 4), np.uint16), [[1e39], [0.]]])
+def test_arrays_refuse_inputs_that_are_no_numbers(x):
+    with pytest.raises(ValueError, match='^x must be'): from_arrays(x, [0, 1])
+
+
+def test_arrays_refuse_by_name():
+    for kw, message in ((dict(class_names=3), 'class_names must be'), (dict(test_fraction=.5, seed='x'), 'seed must be'), (dict(true_label=[0, None, 0, 1]), 'true_label|labels')):
+        with pytest.raises(ValueError, match=message): from_arrays(np.zeros((4, 2)), [0, 1, 1, 0], **kw)
+    with pytest.raises(ValueError, match='labels must be integers, got None'): from_arrays(np.zeros((4, 2)), None, class_names='ab')
+    assert from_arrays(np.eye(2, dtype='>f4'), np.array([0, 1], '>i4')).x.tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize('size', [None, float('nan'), 2.5, (3, 'a'), (3,), True, 'ab', 0])
+def test_folder_refuses_sizes(size, tmp_path):
+    with pytest.raises(ValueError, match='size must be'): from_folder(tmp_path, size=size)
 
 
 @pytest.mark.parametrize('seed', range(4))
