@@ -11,24 +11,34 @@ import sys
 
 import yaml
 
-from .batch import find_notebook, job_state, list_profiles, load_claims, load_profile, make_job, run_jobs
-from .core import load_json, results_dir
+from .batch import choose_jobs, find_notebook, job_state, list_profiles, list_results, load_claims, load_profile, make_job, profile_name, run_jobs, stored_jobs
+from .core import check_choice, results_dir
 from .gallery import write_gallery
 from .plan import format_plan, plan_jobs
+
+# %% ../nbs/52_cli.ipynb #6692fef5
+def _is_profile(what):
+    "Whether a word on the command line is a profile that can be read: of the checkout, or a file."
+    return what in list_profiles() or what.endswith(('.yaml', '.yml'))
+
+# %% ../nbs/52_cli.ipynb #02869cd8
+def _results_of(what):
+    "The name of a profile's results; `ValueError` where there is no such profile."
+    if not _is_profile(what): check_choice('profile', what, list(dict.fromkeys([*list_profiles(), *list_results()])))
+    return profile_name(what)
 
 # %% ../nbs/52_cli.ipynb #bff20d97
 def _run(args):
     "Run a profile or one notebook, then write its gallery."
-    known = list_profiles()
-    is_profile = args.what in known or args.what.endswith(('.yaml', '.yml'))
+    known, is_profile = list_profiles(), _is_profile(args.what)
     if is_profile and args.parameter: raise ValueError('-p sets parameters of a single notebook; a profile holds its own')
-    if is_profile: profile, jobs = args.what.rsplit('/', 1)[-1].removesuffix('.yaml').removesuffix('.yml'), load_profile(args.what)
+    if is_profile: profile, jobs = profile_name(args.what), load_profile(args.what)
     else:
         try: notebook = find_notebook(args.what)
         except ValueError as e: raise ValueError(f"{e}; or a profile: {', '.join(known)}") from None
         profile, jobs = 'manual', [make_job(str(notebook), dict(_parameter(p) for p in args.parameter))]
-    bad = run_jobs(profile, jobs, args.only, args.force, args.timeout)
-    print(f'gallery: {write_gallery(profile)}')
+    bad = run_jobs(profile, jobs, args.only, args.force, args.timeout, args.dry_run, args.retry_failed)
+    if not args.dry_run and stored_jobs(profile): print(f'gallery: {write_gallery(profile)}')
     return 1 if bad else 0
 
 # %% ../nbs/52_cli.ipynb #a17a5755
@@ -36,14 +46,16 @@ def _parameter(text):
     "Read NAME=VALUE, the value as YAML."
     name, eq, value = text.partition('=')
     if not eq: raise ValueError(f'-p must look like name=value, got {text!r}')
-    return name, yaml.safe_load(value)
+    try: return name, yaml.safe_load(value)
+    except yaml.YAMLError: raise ValueError(f'value of -p {name} is not valid YAML, got {value!r}') from None
 
 # %% ../nbs/52_cli.ipynb #09f7da99
 def _status(args):
     "Say what is done."
-    for name in list_profiles() if args.profile is None else [args.profile]:
+    for what in dict.fromkeys([*list_profiles(), *list_results()]) if args.profile is None else [args.profile]:
+        name = _results_of(what)
         print(name)
-        for job in load_profile(name):
+        for job in load_profile(what) if _is_profile(what) else stored_jobs(name):
             s = job_state(name, job)
             print(f"  {s['status']:12} {job.name}" + (f"  {s['seconds']:.0f} s" if 'seconds' in s else ''))
     for path in sorted((results_dir()/'ensembles').glob('*/config.json')):
@@ -53,7 +65,7 @@ def _status(args):
 # %% ../nbs/52_cli.ipynb #2ac1c27b
 def _claims(args):
     "Print the claims of every figure that ran."
-    table = load_claims(args.profile)
+    table = load_claims(None if args.profile is None else _results_of(args.profile))
     if args.csv: table.to_csv(args.csv, index=False, float_format='%.6g')
     for (profile, figure), rows in table.groupby(['profile', 'figure'], sort=False):
         print(f'{profile}/{figure}')
@@ -61,15 +73,15 @@ def _claims(args):
     print(f'{int(table.holds.sum())} of {len(table)} claims hold' + ('; no* = not required in this setting' if len(table) else '; nothing has run yet'))
     return int((~table.holds.astype(bool) & table.tells.astype(bool)).any())
 
-# %% ../nbs/52_cli.ipynb #355714d5
+# %% ../nbs/52_cli.ipynb #7a90418f
 def _gallery(args):
-    print(write_gallery(args.profile, args.to))
+    print(write_gallery(_results_of(args.profile), args.to))
     return 0
 
 # %% ../nbs/52_cli.ipynb #a38162cd
 def _plan(args):
     "Foretell what a profile costs."
-    print(format_plan(plan_jobs([j for j in load_profile(args.profile) if not args.only or args.only in j.name])))
+    print(format_plan(plan_jobs(choose_jobs(load_profile(args.profile), args.only))))
     return 0
 
 # %% ../nbs/52_cli.ipynb #f17dd937
@@ -82,11 +94,13 @@ def _parser():
     run.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME=VALUE', help='set a parameter of a single notebook')
     run.add_argument('--only', metavar='TEXT', help='of a profile, only notebooks whose name contains this')
     run.add_argument('--force', action='store_true', help='run also what is cached (trained models are kept)')
+    run.add_argument('--dry-run', action='store_true', help='only say what is cached and what would run, and why')
+    run.add_argument('--retry-failed', action='store_true', help='only notebooks that failed, or whose claims did, when they last ran')
     run.add_argument('--timeout', type=float, metavar='SECONDS', help='end a notebook after this time')
     run.set_defaults(call=_run)
     for name, call, text in (('status', _status, 'what is done, stale, or missing'), ('claims', _claims, 'which claims hold')):
         s = sub.add_parser(name, help=text)
-        s.add_argument('profile', nargs='?')
+        s.add_argument('profile', nargs='?', help="a profile, a YAML file, or 'manual' for single notebooks; default all")
         s.set_defaults(call=call)
         if name == 'claims': s.add_argument('--csv', metavar='FILE', help='write the table too')
     n = sub.add_parser('plan', help='what a profile will cost here: time, operations, memory, disk')

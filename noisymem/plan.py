@@ -154,6 +154,7 @@ def plan_jobs(
     device='auto',
 )->pd.DataFrame:     # one row per job: models, seconds, flop, memory, disk; an ensemble is counted where it is needed first
     "Foretell what jobs will cost on this machine, from a few measured steps."
+    if not jobs: raise ValueError('jobs must hold at least one job, got none')
     start, asked, maps, rows = _import_seconds(), {}, set(), []
     for job in jobs:
         cfgs = find_configs(job)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -43,6 +44,24 @@ fig.finish()
 '''
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    "Run notebooks in this process instead of by papermill: the same code, the same files, no new interpreter."
+    def start(job, folder, target):
+        nb, space, error = nbformat.read(job.notebook, 4), {}, ''
+        monkeypatch.setenv('NOISYMEM_FIGURE', str(folder))
+        try:
+            for c in nb.cells[1:]:
+                exec(c.source, space)
+                if c.metadata.get('tags'): space |= job.parameters
+        except Exception as e: error = f'{type(e).__name__}: {e}'
+        monkeypatch.delenv('NOISYMEM_FIGURE')
+        nbformat.write(nb, target)
+        (folder/'log.txt').write_text(error)
+        return SimpleNamespace(poll=lambda: int(bool(error)), returncode=int(bool(error)))
+    monkeypatch.setattr(B, '_start', start)
+
+
 # --- strict before anything runs ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('text,match', [
@@ -50,6 +69,14 @@ fig.finish()
     ('figures: {fig_memorisation: {}}', 'notebook must be one of'),
     ('defaults: {datset: digits}\nfigures: {fig_memorization_histogram: {}}', "default 'datset' in p.yaml is a parameter of none"),
     ('default: {}\nfigures: {}', "key in p.yaml must be one of 'about', 'defaults', 'figures', got 'default'"),
+    ('figures: {fig_influence: [null, {n_models: 4}]}', 'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got None'),
+    ('figures: {fig_influence: 3}', 'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got 3'),
+    ('figures: {fig_influence: false}', 'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got False'),
+    ('figures: {fig_influence: []}', r'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got \[\]'),
+    ('defaults: [a]\nfigures: {fig_influence: {}}', r"defaults in p.yaml must hold a mapping of parameters, got \['a'\]"),
+    ('defaults: 0\nfigures: {fig_influence: {}}', 'defaults in p.yaml must hold a mapping of parameters, got 0'),
+    ('figures: {3: {}}', 'notebook must be one of .* got 3'), ('figures: {}', 'figures in p.yaml must name at least one notebook'),
+    ('figures: {fig_influence: [{1: 2}]}', 'parameter of fig_influence in p.yaml must be one of .* got 1'),
     ('- a\n- b', 'must hold a mapping'), ('figures: 3', 'must hold a mapping'), ('', 'must hold a mapping'), ('a: [', 'not valid YAML')])
 def test_bad_profiles(tmp_path, text, match):
     (tmp_path/'p.yaml').write_text(text)
@@ -64,6 +91,18 @@ def test_crlf_profile(tmp_path):
 def test_a_list_of_overrides_makes_several_jobs(tmp_path):
     (tmp_path/'p.yaml').write_text('figures: {fig_memorization_histogram: [{n_models: 4}, {n_models: 5}]}')
     assert [j.name for j in B.load_profile(tmp_path/'p.yaml')] == ['fig_memorization_histogram-1', 'fig_memorization_histogram-2']
+
+
+def test_one_notebook_under_two_names_would_share_a_folder(tmp_path):
+    (tmp_path/'p.yaml').write_text(f'figures: {{fig_influence: {{}}, {B.find_notebook("fig_influence")}: {{}}}}')
+    with pytest.raises(ValueError, match='fig_influence stands twice in p.yaml'): B.load_profile(tmp_path/'p.yaml')
+
+
+def test_a_profile_keeps_one_name(tmp_path):
+    assert B.profile_name('demo') == 'demo' == B.profile_name(B.list_profiles()['demo'])
+    assert B.profile_name('my.yaml') == B.profile_name(tmp_path/'my.yml') == 'my'
+    for name in ('demo.yaml', 'manual.yml'):
+        with pytest.raises(ValueError, match='its name is taken'): B.profile_name(tmp_path/name)
 
 
 @pytest.mark.parametrize('name', ['demo', 'laptop', 'gpu', 'paper'])
@@ -156,3 +195,159 @@ def test_claims_of_a_figure(tmp_path, monkeypatch):
     fig.claim('false', 0, '>', 1, n=1)
     with pytest.raises(AssertionError, match='1 of 3 claims fail: false'): fig.finish()
     assert len(pd.read_csv(tmp_path/'claims.csv')) == 3
+
+
+def test_a_profile_of_ones_own_has_one_name_everywhere(tmp_path, results, quick, capsys):
+    path = notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t'))
+    mine = tmp_path/'my.yaml'
+    mine.write_text(f'figures: {{{path}: [{{n: 4}}, {{n: 5}}]}}')
+    assert cli.main(['run', str(mine)]) == 0
+    capsys.readouterr()
+    for name in (str(mine), 'my'):
+        assert cli.main(['status', name]) == 0
+        out = capsys.readouterr().out
+        assert out.count('done') == 2 and 'not run' not in out and 'fig_t-2' in out
+        assert cli.main(['claims', name]) == 0 and '2 of 2 claims hold' in capsys.readouterr().out
+        assert cli.main(['gallery', name]) == 0 and 'gallery/my/index.html' in capsys.readouterr().out
+    assert cli.main(['status']) == 0 and 'my\n  done' in capsys.readouterr().out
+    for command in ('status', 'claims'): assert cli.main([command, 'mine']) == 2 and "profile must be one of 'demo'" in capsys.readouterr().err
+
+
+def test_single_notebooks_have_a_status(tmp_path, results, quick, capsys):
+    path = notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t'))
+    assert cli.main(['status', 'manual']) == 2 and 'profile must be one of' in capsys.readouterr().err
+    assert cli.main(['run', path, '-p', 'n=4']) == 0
+    assert cli.main(['status', 'manual']) == 0 and 'done         fig_t' in capsys.readouterr().out
+    notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t') + '\n1 + 1')
+    assert cli.main(['status', 'manual']) == 0 and 'stale        fig_t' in capsys.readouterr().out
+    Path(path).unlink()
+    assert cli.main(['status', 'manual']) == 0 and 'stale        fig_t' in capsys.readouterr().out
+
+
+def test_bad_words_on_the_command_line(results, capsys):
+    assert cli.main(['plan', 'demo', '--only', 'zzz']) == 2 and "only must be part of one of fig_memorization_histogram" in capsys.readouterr().err
+    assert cli.main(['run', 'demo', '--only', 'zzz', '--dry-run']) == 2 and 'only must be part of' in capsys.readouterr().err
+    assert cli.main(['run', 'fig_influence', '-p', 'n_models=[']) == 2 and "value of -p n_models is not valid YAML" in capsys.readouterr().err
+
+
+# --- what would run, and why ----------------------------------------------------------------------------------------
+
+def would(profile, jobs, capsys, **options):
+    assert B.run_jobs(profile, jobs, dry_run=True, **options) == 0
+    return [l.split(': ', 1)[1] for l in capsys.readouterr().out.splitlines()]
+
+
+def test_a_dry_run_says_why_and_does_nothing(tmp_path, results, quick, capsys):
+    make = lambda name, code='1', **p: B.make_job(notebook(tmp_path, name, code), p)
+    jobs = [make('well'), make('other'), make('claims', FIGURE.format(name='claims'), n=1), make('raises', '1/0'), make('changed'), make('new')]
+    assert B.run_jobs('p', jobs[:5]) == 2
+    capsys.readouterr()
+    jobs[1] = B.make_job(str(jobs[1].notebook), dict(n=7))
+    notebook(tmp_path, 'changed', '2')
+    before = {p: p.stat().st_mtime_ns for p in results.rglob('*')}
+    assert would('p', jobs, capsys) == ['cached', 'would run (parameters changed)', 'would run (claims failed before)', 'would run (failed before)', 'would run (code changed)', 'would run (not run)']
+    assert would('p', jobs[:1], capsys, force=True) == ['would run (forced)']
+    assert would('p', jobs, capsys, retry_failed=True) == ['would run (claims failed before)', 'would run (failed before)']
+    assert before == {p: p.stat().st_mtime_ns for p in results.rglob('*')}
+
+
+def test_a_failed_notebook_is_tried_again_after_it_was_mended(tmp_path, results, quick, capsys):
+    jobs = [B.make_job(notebook(tmp_path, 'well', '1'), {}), B.make_job(notebook(tmp_path, 'bad', '1/0'), {}), B.make_job(notebook(tmp_path, 'new', '1'), {})]
+    assert B.run_jobs('p', jobs[:2]) == 1
+    notebook(tmp_path, 'bad', '1')
+    notebook(tmp_path, 'well', '2')
+    capsys.readouterr()
+    assert B.run_jobs('p', jobs, retry_failed=True) == 0
+    out = capsys.readouterr().out
+    assert '[1/1] bad: done' in out and 'well' not in out and 'new' not in out
+    assert B.run_jobs('p', jobs, retry_failed=True) == 0 and 'nothing failed before' in capsys.readouterr().out
+
+
+def test_dry_run_from_the_command_line_writes_nothing(tmp_path, results, quick, capsys):
+    path = notebook(tmp_path, 'fig_t', '1')
+    assert cli.main(['run', path, '--dry-run']) == 0
+    assert capsys.readouterr().out == '[1/1] fig_t: would run (not run)\n' and not results.exists()
+    assert cli.main(['run', path, '--retry-failed']) == 0 and 'nothing failed before' in capsys.readouterr().out
+
+
+# --- the stamp ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    "A small library: a <- b <- sub.c, d beside."
+    p = tmp_path/'noisymem'
+    (p/'sub').mkdir(parents=True)
+    for f, text in {'__init__.py': '', 'a.py': 'import os', 'b.py': 'from .a import x', 'd.py': 'x = 1', 'e.py': 'from . import d', 'f.py': 'def g():\n    import noisymem.d',
+                    'sub/__init__.py': '', 'sub/c.py': 'from ..b import (\n    y)'}.items(): (p/f).write_text(text)
+    monkeypatch.setattr(B, '_PACKAGE', p)
+    return p
+
+
+@pytest.mark.parametrize('code,reached', [
+    ('from noisymem.b import y', {'a', 'b'}), ('import noisymem.sub.c as c', {'a', 'b', 'sub/c', 'sub/__init__'}), ('from noisymem import e', {'d', 'e'}), ('from noisymem.f import g', {'d', 'f'}),
+    ('import os, numpy', None), ('import noisymem', set()), ('%matplotlib inline\nfrom noisymem.a import x', {'a'}), ('from noisymem.b import *', {'a', 'b'}), ('from noisymem.sub import c', {'a', 'b', 'sub/c', 'sub/__init__'})])
+def test_what_a_notebook_reaches(package, code, reached):
+    assert set(B._reached([code])) == (set() if reached is None else {f'{r}.py' for r in reached | {'__init__'}})
+
+
+def test_what_cannot_be_read_reaches_everything(package): assert set(B._reached(['from noisymem.a import x', 'x = = 1'])) == {str(f.relative_to(package)) for f in package.rglob('*.py')}
+
+
+def test_only_reached_modules_make_a_job_stale(tmp_path, package):
+    job = B.make_job(notebook(tmp_path/'nb', 'fig_t', 'from noisymem.sub.c import y'), {})
+    stamp = B._stamp(job)
+    (package/'d.py').write_text('x = 2')
+    (package/'_modidx.py').write_text('d = {}')
+    assert B._stamp(job) == stamp
+    (package/'a.py').write_text('import sys')
+    assert B._stamp(job) != stamp
+
+
+def test_the_command_is_reached_by_no_figure():
+    reached = set().union(*(B._reached(B._code(j.notebook)) for j in B.load_profile('paper')))
+    assert {'ensemble.py', 'figures.py', 'plots.py', 'core.py', 'scores/heldout.py'} <= reached and not reached & {'cli.py', 'batch.py', 'gallery.py', '_modidx.py'}
+
+
+# --- the gallery ----------------------------------------------------------------------------------------------------
+
+def test_variants_of_one_notebook_stay_apart(tmp_path, results, quick):
+    code = FIGURE.format(name='fig_t').replace('[1, 2]', '[1, n]').replace('dict(x=[1])))', "dict(x=[n])))\nfig.save(ax, pd.DataFrame(dict(x=[-n])), 'b')")
+    path = notebook(tmp_path, 'fig_t', code)
+    (tmp_path/'my.yaml').write_text(f'figures: {{{path}: [{{n: 4}}, {{n: 50}}]}}')
+    assert B.run_jobs('my', B.load_profile(tmp_path/'my.yaml')) == 0
+    page = write_gallery('my', tmp_path/'g')
+    names = {p.name for p in (tmp_path/'g').iterdir()}
+    assert names == {'index.html', 'README.md', 'claims.csv'} | {f'fig_t-{i}{panel}.{kind}' for i in (1, 2) for panel in ('', '_b') for kind in ('png', 'csv')} | {'fig_t-1.ipynb', 'fig_t-2.ipynb'}
+    assert [int(pd.read_csv(tmp_path/'g'/f'fig_t-{i}.csv').x[0]) for i in (1, 2)] == [4, 50]
+    assert (tmp_path/'g'/'fig_t-1.png').read_bytes() != (tmp_path/'g'/'fig_t-2.png').read_bytes()
+    readme = (tmp_path/'g'/'README.md').read_text()
+    assert '(fig_t-1.png)' in readme and '(fig_t-2_b.png)' in readme and '(fig_t.png)' not in readme
+    assert '## Title of fig_t (fig_t-2)' in readme and 'id="fig_t-2"' in page.read_text()
+
+
+def test_old_numbers_do_not_survive_a_new_run(tmp_path, results, quick):
+    path = notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t').replace('x=[1])))', "x=[1])), 'old')"))
+    B.run_jobs('p', [B.make_job(path, {})])
+    B.run_jobs('p', [job := B.make_job(notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t')), {})])
+    assert not list(B.job_folder('p', job).glob('*_old.*'))
+
+
+def test_the_gallery_says_whether_the_claim_was_confirmed(tmp_path, results, quick):
+    more = "fig.claim('n is <above> | three', n, '>', 3, n=1, tells=False)\nfig.finish()"
+    path = notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t').replace('fig.finish()', more))
+    jobs = [B.Job('yes', Path(path), dict(n=4)), B.Job('weak', Path(path), dict(n=3)), B.Job('no', Path(path), dict(n=1)), B.make_job(notebook(tmp_path, 'error', '1/0'), {}), B.make_job(notebook(tmp_path, 'none', '1'), {})]
+    assert B.run_jobs('p', jobs) == 2
+    page = write_gallery('p', tmp_path/'g').read_text()
+    sections = {s.split('"')[0]: s for s in page.split('<h2 id="')[1:]}
+    assert 'lead <span class="yes">confirmed</span>' in sections['yes'] and 'not confirmed' not in sections['yes']
+    assert 'lead <span class="no">not confirmed in this run</span>' in sections['weak'] and '<li>n is &lt;above&gt; | three</li>' in sections['weak'] and '<li>n is above two' not in sections['weak']
+    assert '<li>n is above two</li><li>n is &lt;above&gt; | three</li>' in sections['no']
+    assert 'not confirmed in this run: it ended with an error' in sections['error'] and '>no claim was checked<' in sections['none']
+    readme = (tmp_path/'g'/'README.md').read_text()
+    assert 'lead **confirmed**' in readme and 'lead **not confirmed in this run**\n\n* n is above two\n* n is ' in readme
+
+
+def test_a_time_out_is_no_failed_claim(tmp_path, results, quick, monkeypatch):
+    monkeypatch.setattr(B, '_watch', lambda *a: False)
+    job = B.make_job(notebook(tmp_path, 'slow', FIGURE.format(name='slow')), {})
+    assert B.run_job('p', job, 9)['status'] == 'failed' and B.job_state('p', job)['error'] == 'no end after 9 s'

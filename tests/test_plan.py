@@ -54,3 +54,7 @@ def test_a_plan_adds_up():
     assert list(table.models) == [4, 0]
     text = format_plan(table)
     assert 'total' in text and len(text.splitlines()) == 4
+
+
+def test_nothing_to_plan():
+    with pytest.raises(ValueError, match='jobs must hold at least one job, got none'): plan_jobs([])
