@@ -24,16 +24,32 @@ def _jobs_done(profile):
     if not states: raise ValueError(f'profile {profile!r} has no results yet; run `noisymem run {profile}` first')
     return states
 
-# %% ../nbs/50c_gallery.ipynb #97c24797
-def _lead(folder):
-    "Title and opening sentence of the executed notebook: its first Markdown cell."
-    for path in folder.glob(f'{folder.name}*.ipynb'):
-        for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+# %% ../nbs/50c_gallery.ipynb #1979a315
+def _lead(folder, state):
+    "Title and opening sentence of the executed notebook: its first Markdown cell; a variant carries its name."
+    variant = '' if state.get('notebook', folder.name) == folder.name else f' ({folder.name})'
+    for path in (folder/f'{folder.name}.ipynb', folder/f'{folder.name}.failed.ipynb'):
+        for cell in json.loads(path.read_text(encoding='utf-8'))['cells'] if path.exists() else ():
             if cell['cell_type'] != 'markdown': continue
             lines = [l.strip() for l in ''.join(cell['source']).splitlines() if l.strip()]
-            title = lines[0].lstrip('# ') if lines else folder.name
+            title = lines[0].lstrip('# ') + variant if lines else folder.name
             return title, next((l.lstrip('> ') for l in lines[1:]), '')
     return folder.name, ''
+
+# %% ../nbs/50c_gallery.ipynb #d741cb9b
+def _files(folder, state, kind):
+    "Pictures or numbers of a job: name in the gallery -> path."
+    notebook, found = state.get('notebook', folder.name), {}
+    for p in sorted(folder.glob(f'*.{kind}')):
+        if p.name != 'claims.csv': found[f'{folder.name}{p.stem.removeprefix(notebook)}.{kind}' if p.stem.startswith(notebook) else f'{folder.name}_{p.name}'] = p
+    return found
+
+# %% ../nbs/50c_gallery.ipynb #3edacf4f
+def _verdict(state, claims):
+    "Whether the run confirms the claim of a figure, and the comparisons that do not hold."
+    failing = claims[~claims.holds.astype(bool)].claim.tolist()
+    if state['status'] == 'failed': return 'not confirmed in this run: it ended with an error', failing
+    return 'not confirmed in this run' if failing else 'confirmed' if len(claims) else 'no claim was checked', failing
 
 # %% ../nbs/50c_gallery.ipynb #fa15e959
 def _number(x):
@@ -76,11 +92,14 @@ def _html_table(rows):
 # %% ../nbs/50c_gallery.ipynb #0445cea4
 def _html_section(folder, state, claims):
     "One figure: title, picture, claims, cost."
-    title, lead = _lead(folder)
-    pictures = ''.join(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">' for p in sorted(folder.glob('*.png')))
+    title, lead = _lead(folder, state)
+    verdict, failing = _verdict(state, claims)
+    lead = html.escape(lead.replace('**', '')) + f' <span class="{"yes" if verdict == "confirmed" else "no" if verdict.startswith("not") else "cost"}">{verdict}</span>'
+    failing = '<ul class="no">' + ''.join(f'<li>{html.escape(c)}</li>' for c in failing) + '</ul>' if failing else ''
+    pictures = ''.join(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">' for p in _files(folder, state, 'png').values())
     error = f'<p class="no">{html.escape(state.get("error", ""))}</p>' if state['status'] != 'done' else ''
     settings = ', '.join(f'{k}={v}' for k, v in state['parameters'].items())
-    return (f'<h2 id="{folder.name}">{html.escape(title)}</h2><p>{html.escape(lead.replace("**", ""))}</p>{pictures}{error}{_html_table(_claim_rows(claims))}'
+    return (f'<h2 id="{folder.name}">{html.escape(title)}</h2><p>{lead}</p>{failing}{pictures}{error}{_html_table(_claim_rows(claims))}'
             f'<p class="cost">{folder.name} · {state["status"]} · {state["seconds"]:.0f} s · {html.escape(settings)}</p>')
 
 # %% ../nbs/50c_gallery.ipynb #ade5fecf
@@ -88,9 +107,12 @@ def _markdown(profile, jobs, claims):
     "The index for the forge."
     lines = [f'# Gallery: {profile}', '', f'{int(claims.holds.sum())} of {len(claims)} claims hold. Made by `noisymem run {profile}`; the same page with everything inside: [index.html](index.html).', '']
     for folder, state in jobs:
-        title, lead = _lead(folder)
-        lines += [f'## {title}', '', lead, ''] + [f'![{folder.name}]({p.name})' for p in sorted(folder.glob('*.png'))] + ['']
-        rows = _claim_rows(claims[claims.figure == folder.name])
+        title, lead = _lead(folder, state)
+        own = claims[claims.figure == folder.name]
+        verdict, failing = _verdict(state, own)
+        lines += [f'## {title}', '', f'{lead} **{verdict}**', ''] + [f'* {c}' for c in failing] + ['']*bool(failing)
+        lines += [f'![{folder.name}]({name})' for name in _files(folder, state, 'png')] + ['']
+        rows = _claim_rows(own)
         if rows: lines += ['| ' + ' | '.join(CLAIM_COLUMNS) + ' |', '|' + '---|'*len(CLAIM_COLUMNS)] + ['| ' + ' | '.join(t.replace('|', '\\|') for t in r) + ' |' for r in rows] + ['']
         lines += [f"{state['status']}, {state['seconds']:.0f} s, [executed notebook]({folder.name}.ipynb)" if (folder/f'{folder.name}.ipynb').exists() else state['status'], '']
     return '\n'.join(lines)
@@ -111,8 +133,8 @@ def write_gallery(
     jobs, claims = _jobs_done(profile), load_claims(profile)
     to = Path(to) if to else results_dir()/'gallery'/profile
     to.mkdir(parents=True, exist_ok=True)
-    for folder, _ in jobs:
-        for p in [*folder.glob('*.png'), *folder.glob(f'{folder.name}*.csv')]: shutil.copyfile(p, to/p.name)
+    for folder, state in jobs:
+        for name, p in (_files(folder, state, 'png') | _files(folder, state, 'csv')).items(): shutil.copyfile(p, to/name)
         if (folder/f'{folder.name}.ipynb').exists(): _copy_notebook(folder/f'{folder.name}.ipynb', to)
     sections = ''.join(_html_section(f, s, claims[claims.figure == f.name]) for f, s in jobs)
     links = ''.join(f'<a href="#{f.name}">{f.name}</a>' for f, _ in jobs)
