@@ -18,6 +18,7 @@ from .core import check_choice, check_labels, restricted_unpickle, save_atomic
 # %% ../nbs/01a_label_files.ipynb #3a84314a
 _CLEAN = ('clean_label', 'given_label')
 _NOISY = ('noisy_label', 'noise_label')
+_ROW = ('sample_id', 'index')
 
 # %% ../nbs/01a_label_files.ipynb #28f82b32
 def _read_npy(path):
@@ -30,11 +31,22 @@ def _read_npy(path):
         content = restricted_unpickle(f.read())
     return content.item() if isinstance(content, np.ndarray) and content.ndim == 0 else {'noisy_label': content}
 
+# %% ../nbs/01a_label_files.ipynb #2a9c9d2c
+def _row_order(column, name):
+    "Rows of a table in the order of the examples they belong to."
+    n = len(column)
+    position = check_labels(f'column {name}', column)
+    if not torch.equal(position.sort()[0], torch.arange(n)): raise ValueError(f'column {name} must be a permutation of 0..{n - 1}, got {len(position.unique())} distinct values in {n} rows'
+        + (f' from {position.min()} to {position.max()}' if n else ''))
+    return position.argsort().numpy()
+
 # %% ../nbs/01a_label_files.ipynb #772a076e
 def _read_csv(path):
     "Label columns by name, whatever else the table holds."
-    table = pd.read_csv(path)
-    if 'noisy_label' not in table: raise ValueError(f'it has no column noisy_label, only {list(table.columns)}')
+    table = pd.read_csv(path).rename(columns=lambda c: str(c).strip())
+    if not set(_NOISY) & set(table): raise ValueError(f'it has no column {" or ".join(_NOISY)}, only {list(table.columns)}')
+    for c in _ROW:
+        if c in table: table = table.iloc[_row_order(table[c], c)].reset_index(drop=True)
     return {c: table[c].to_numpy(copy=True) for c in (*_CLEAN, *_NOISY) if c in table}
 
 # %% ../nbs/01a_label_files.ipynb #a6f9e96d
@@ -55,6 +67,7 @@ _READERS = {'.npy': _read_npy, '.csv': _read_csv, '.npz': _read_npz, '.pt': _rea
 # %% ../nbs/01a_label_files.ipynb #d4be341c
 def _read_labels(path):
     "Dictionary of the arrays in a label file; a damaged file raises a `ValueError` that names it."
+    if not isinstance(path, (str, Path)): raise ValueError(f'path must be that of a label file, got {path!r}')
     path = Path(path).expanduser()
     check_choice('suffix of a label file', path.suffix, _READERS)
     if not path.is_file(): raise ValueError(f'label file {path} is not there')
@@ -74,7 +87,7 @@ def _pick_key(content, key, path):
 # %% ../nbs/01a_label_files.ipynb #7ae66723
 def _image_order(order, n):
     "Permutation of 0..n-1, from an array or an npy file."
-    order = next(iter(_read_labels(order).values())) if isinstance(order, (str, Path)) else order
+    order = next(iter(_read_labels(order).values()), None) if isinstance(order, (str, Path)) else order
     order = check_labels('image_order', order, n, n)
     if len(order.unique()) != n: raise ValueError(f'image_order must be a permutation of 0..{n - 1}, got {len(order.unique())} distinct entries')
     return order
@@ -88,6 +101,39 @@ def _check_order(given, true, name):
     if n >= 100 and p < 1 and abs(hits - n*p) < 5*(n*p*(1 - p))**.5:
         raise ValueError(f'labels of {name} must agree with the true labels better than chance ({p:.3f}), got {hits/n:.3f}: '
             'they are in another order (see image_order); check_order=False accepts them')
+
+# %% ../nbs/01a_label_files.ipynb #f566250d
+def _block_counts(label, start, size, k):
+    "(blocks, K) class counts of consecutive whole blocks."
+    blocks = (len(label) - start)//size
+    rows = torch.arange(blocks).repeat_interleave(size)
+    return torch.bincount(rows*k + label[start:start + blocks*size], minlength=blocks*k).view(blocks, k).double()
+
+def _shuffled_blocks(given, true, size, start):
+    "(blocks,) bool: no better than a shuffle, where the rest of the file says that it should be."
+    k = int(max(given.max(), true.max())) + 1
+    f, g = _block_counts(true, start, size, k), _block_counts(given, start, size, k)
+    hits = _block_counts((given == true).long(), start, size, 2)[:, 1]
+    mean, fg = (f*g).sum(1)/size, f*g
+    sd = (((fg*(size - f)*(size - g)).sum(1) + fg.sum(1)**2 - (fg**2).sum(1))/(size**2*(size - 1))).sqrt()
+    mixed = f.max(1)[0] <= size*max(1/3, 1.2*torch.bincount(true).max().item()/len(true))
+    best = (hits[mixed]/size).max() if mixed.any() else torch.zeros(())
+    share = torch.maximum((given == true).double().mean(), best - 4*(best*(1 - best)/size).sqrt())
+    return mixed & (hits - mean < 5*sd) & (share*size - mean > 5*sd + 6*(share*(1 - share)*size).sqrt())
+
+# %% ../nbs/01a_label_files.ipynb #a38036f8
+def _check_blocks(given, true, name):
+    "Refuse a file of which some stretch of rows agrees with the true labels as often as a shuffled copy would."
+    size = 100
+    while size <= len(true)//2:
+        for start in sorted({0, len(true) % size}):
+            bad = _shuffled_blocks(given, true, size, start).nonzero().squeeze(1)
+            if not len(bad): continue
+            at = start + bad[0].item()*size
+            here, all_ = ((a == b).double().mean().item() for a, b in ((given[at:at + size], true[at:at + size]), (given, true)))
+            raise ValueError(f'labels of {name} must agree with the true labels better than chance in every block of rows, got {here:.3f} in rows {at} to {at + size - 1} '
+                f'against {all_:.3f} in the whole file ({len(bad)} of {(len(true) - start)//size} blocks of {size}): these rows are in another order; check_order=False accepts them')
+        size *= 2
 
 # %% ../nbs/01a_label_files.ipynb #d1e074f9
 def _check_clean(labels, true, name):
@@ -111,7 +157,7 @@ def load_label_file(
     key:str=None,             # which array of a dictionary; None takes the noisy or the only one
     index:Tensor=None,        # (N,) positions in the file, when the data set is a part of the one the file was made for
     image_order=None,         # permutation or its npy file: entry i of the file belongs to example image_order[i]
-    check_order:bool=True,    # refuse labels that agree with the true ones no better than chance
+    check_order:bool=True,    # refuse labels that agree with the true ones no better than chance, in the whole file or in a block of rows
 )->Tensor:                    # (N,) int64 in the order of the data set
     "Read labels from a file and make sure that they belong to this data set."
     content, name = _read_labels(path), Path(path).name
@@ -119,7 +165,10 @@ def load_label_file(
     labels = {k: check_labels(f'{k} of {name}', content[k], n_classes) for k in sorted({key, *_CLEAN} & set(content))}
     labels = {k: check_labels(f'{k} of {name}', _in_place(v, index, image_order, n), n_classes, n) for k, v in labels.items()}
     if true_label is not None: _check_clean(labels, check_labels('true_label', true_label, n_classes), name)
-    if true_label is not None and check_order and key not in _CLEAN: _check_order(labels[key], torch.as_tensor(true_label), name)
+    if true_label is None or not check_order or key in _CLEAN: return labels[key]
+    true, rows = check_labels('true_label', true_label, n_classes), _in_place(torch.arange(len(content[key])), index, image_order, n).argsort()
+    _check_order(labels[key], true, name)
+    _check_blocks(labels[key][rows], true[rows], name)
     return labels[key]
 
 # %% ../nbs/01a_label_files.ipynb #00d29c9d
