@@ -61,7 +61,8 @@ def transition_matrix(
 # %% ../nbs/02_noise.ipynb #0fdda09e
 def _transition(transition, n_classes=None):
     "Check a transition matrix; rows that are 1 only to float32 precision are normalised."
-    t = np.asarray(transition, dtype=np.float64)
+    try: t = np.asarray(transition, dtype=np.float64)
+    except (ValueError, TypeError) as e: raise ValueError(f'transition must be a square matrix of numbers, got {type(transition).__name__} ({e})') from None
     if t.ndim != 2 or t.shape[0] != t.shape[1] or len(t) < 2: raise ValueError(f'transition must be a square matrix of at least 2 classes, got shape {t.shape}')
     if n_classes is not None and len(t) != n_classes: raise ValueError(f'transition must have {n_classes} classes, got {len(t)}')
     if not np.isfinite(t).all() or (t < 0).any(): raise ValueError(f'transition must have entries >= 0, got {t.min()}')
@@ -109,7 +110,9 @@ def mapped_transition(
     k = _n_classes(n_classes)
     check_range('rate', rate, 0, 1)
     t = torch.eye(k, dtype=torch.float64)
+    if not isinstance(mapping, dict): raise ValueError(f'mapping must be a dictionary from class to class, got {mapping!r}')
     for a, b in mapping.items():
+        if not all(isinstance(c, (int, np.integer)) for c in (a, b)): raise ValueError(f'mapping must lead from a class in [0, {k}) to another one, got {a!r} to {b!r}')
         if not (0 <= a < k and 0 <= b < k and a != b): raise ValueError(f'mapping must lead from a class in [0, {k}) to another one, got {a} to {b}')
         t[a, a], t[a, b] = 1. - rate, rate
     return t
@@ -172,9 +175,19 @@ def _flip_probabilities(rng, rate, n):
         kept = np.concatenate([kept, q[(q > 0) & (q < 1)]])
     return kept[:n]
 
+def _pixels(x, name='x'):
+    "Tensor of images or features; a `ValueError` names what holds no numbers."
+    if isinstance(x, Tensor): a = x
+    else:
+        try: a = np.asarray(x)
+        except ValueError as e: raise ValueError(f'{name} must be an array of numbers, got {type(x).__name__} ({e})') from None
+        if a.dtype.kind not in 'biuf': raise ValueError(f'{name} must be an array of numbers, got {a.dtype} of shape {a.shape}')
+        a = torch.as_tensor(a)
+    if a.ndim < 2: raise ValueError(f'{name} must be images (N, C, H, W) or features (N, D), got shape {tuple(a.shape)}')
+    return a
+
 def _flat_pixels(x, layout):
     "Rows of pixels in the order the convention wants, as the type they have."
-    x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)
     if x.ndim == 4 and layout == 'hwc': x = x.permute(0, 2, 3, 1)
     return x.flatten(1)
 
@@ -189,15 +202,18 @@ def instance_noise(
     scale:float=1.,      # pixels are divided by this: 1 (memorization) or 255 (representation)
 )->Tensor:               # (N,) int64 given labels
     "Flip each example with its own probability to a class that its pixels select."
-    k, labels = _n_classes(n_classes), check_labels('labels', labels, n_classes, len(x)).numpy()
+    k, x = _n_classes(n_classes), _pixels(x)
+    labels = check_labels('labels', labels, n_classes, len(x)).numpy()
     check_range('rate', rate, 0, 1, '[)')
     check_choice('layout', layout, ['hwc', 'chw'])
+    check_range('scale', scale, 0, float('inf'), '()')
     if rate == 0: return torch.from_numpy(labels.copy())
     rng, flat, n = _random_state(seed), _flat_pixels(x, layout), len(labels)
     q = _flip_probabilities(rng, rate, n)
     w = torch.from_numpy(rng.normal(0., 1., (flat.shape[1], k)))
     a = torch.cat([(part.double()/scale) @ w for part in flat.split(4096)]) if n else torch.zeros(0, k, dtype=torch.float64)
-    a[torch.arange(n), labels] = -1e6
+    if not a.isfinite().all(): raise ValueError(f'x must be finite and moderate in size, got a projection that is not for {int((~a.isfinite()).any(1).sum())} of {n} examples')
+    a[torch.arange(n), labels] = float('-inf')
     p = q[:, None]*a.softmax(1).numpy()
     p[np.arange(n), labels] = 1 - q
     cdf = (p/p.sum(1, keepdims=True)).cumsum(1)
@@ -220,7 +236,7 @@ def thumbnail(
     size:int=8,   # height and width of the small picture
 )->np.ndarray:    # (N, D) float32; D = C*size*size for larger images
     "Shrink images to a few pixels; features stay as they are."
-    x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+    x = _pixels(x)
     if x.ndim == 4 and max(x.shape[-2:]) > size: x = torch.cat([F.adaptive_avg_pool2d(part.float(), size) for part in x.split(4096)])
     return x.flatten(1).float().numpy()
 
@@ -236,8 +252,9 @@ def tsne_2d(
 # %% ../nbs/02_noise.ipynb #afc4a6f2
 def _embedding(embedding, n, name='embedding'):
     "Check an embedding."
-    e = np.asarray(embedding.detach().cpu() if isinstance(embedding, Tensor) else embedding)
+    e = _pixels(embedding, name).detach().cpu().numpy()
     if e.ndim != 2 or len(e) != n: raise ValueError(f'{name} must have shape ({n}, D), got {e.shape}')
+    if n and not e.shape[1]: raise ValueError(f'{name} must have at least one column, got shape {e.shape}')
     if not np.isfinite(e).all(): raise ValueError(f'{name} must be finite, got NaN or infinity')
     return e if e.dtype.kind == 'f' else e.astype(np.float32)
 
@@ -282,6 +299,27 @@ def _cbn_plan(distances, labels, rate, n_centres, radius):
     n_centres = n_centres or int(min(sizes.min(), max(1, min(round(n_flips/len(sizes)/30), n_flips//len(sizes)))))
     return n_centres, _solve_radius(distances(n_centres), n_flips)
 
+# %% ../nbs/02_noise.ipynb #25b0476a
+def _count(name, n):
+    "A whole number of at least 1."
+    check_range(name, n, 1, float('inf'), '[)')
+    if n == float('inf') or int(n) != n: raise ValueError(f'{name} must be an integer >= 1, got {n!r}')
+    return int(n)
+
+def _check_reached(rate, got, distances, labels, n_used, n_centres, radius):
+    "Refuse a rate that no solution comes near to, and say which ones can be had."
+    n = len(labels)
+    if abs(got - rate) <= max(.02, 2/n): return
+    if radius is not None:
+        top = int(np.unique(labels, return_counts=True)[1].min())
+        low, high = (float((distances(m) < radius).mean()) for m in (1, top))
+        can = f'radius={radius} gives {low:.4g} with 1 centre per class to {high:.4g} with {top}, nearest {got:.4g}'
+    else:
+        steps = np.concatenate([[0], np.unique(distances(n_used), return_counts=True)[1].cumsum()])/n
+        below, above = steps[steps <= rate].max(), steps[steps >= rate].min()
+        can = f'{n_used} centres per class give {below:.4g} or {above:.4g} and nothing between'
+    raise ValueError(f'rate must be within {max(.02, 2/n):.3g} of one that can be reached: {can}, got {rate!r}')
+
 # %% ../nbs/02_noise.ipynb #ed8f0279
 def cluster_noise(
     embedding,              # (N, D) floats: where look-alike examples are near each other
@@ -298,11 +336,13 @@ def cluster_noise(
     if n_given == 3 or (rate is None and n_given < 2): raise ValueError('give rate, or rate and one of n_centres and radius, or n_centres and radius')
     if len(np.unique(y)) < 2: raise ValueError(f'labels must hold at least 2 classes for cluster noise, got {len(np.unique(y))}')
     if rate is not None: check_range('rate', rate, 0, 1)
-    if n_centres is not None: check_range('n_centres', n_centres, 1, float('inf'), '[)')
+    if n_centres is not None: n_centres = _count('n_centres', n_centres)
     if radius is not None: check_range('radius', radius, 0, float('inf'))
     distances = lambda n: _centre_distance(e, y, k, n, seed)
+    asked = n_centres, radius
     if rate is not None: n_centres, radius = _cbn_plan(distances, y, rate, n_centres, radius)
     given = np.where(distances(n_centres) < radius, _nearest_other(e, y, k), y)
+    if rate is not None: _check_reached(rate, noise_rate(y, given), distances, y, n_centres, *asked)
     return torch.from_numpy(given), dict(rate=noise_rate(y, given), n_centres=int(n_centres), radius=float(radius))
 
 # %% ../nbs/02_noise.ipynb #3a3b61ce
@@ -343,7 +383,8 @@ def simulated_human(
     max_per_class:int=500,      # of larger classes only so many examples, evenly spaced, are compared with
 )->Tensor:                      # (N,) int64 given labels
     "Imitate an annotator who confuses examples that look alike."
-    k, y = _n_classes(n_classes), check_labels('labels', labels, n_classes, len(x)).numpy()
+    k, x, n_neighbors, max_per_class = _n_classes(n_classes), _pixels(x), _count('n_neighbors', n_neighbors), _count('max_per_class', max_per_class)
+    y = check_labels('labels', labels, n_classes, len(x)).numpy()
     check_range('rate', rate, 0, 1, '[)')
     check_range('temperature', temperature, 0, float('inf'), '[)')
     check_range('seed', seed, 0, 2**32 - 1)
@@ -378,7 +419,7 @@ def clusteredness(
     given, e = check_labels('given', given, length=len(true)).numpy(), _embedding(embedding, len(true))
     if (true == given).all(): return dict.fromkeys(('observed', 'expected', 'sd', 'ratio'), float('nan'))
     check_range('n_neighbors', n_neighbors, 1, len(true), '[)')
-    check_range('n_permutations', n_permutations, 1, float('inf'), '[)')
+    n_permutations, n_neighbors = _count('n_permutations', n_permutations), _count('n_neighbors', n_neighbors)
     near = NearestNeighbors(n_neighbors=n_neighbors).fit(e).kneighbors(return_distance=False)
     rng, chance, by_class = _random_state(seed), [], np.argsort(true, kind='stable')
     for _ in range(n_permutations):
@@ -411,11 +452,31 @@ def _need_rate(kind, rate):
     "Ask for a rate where one is needed."
     if rate is None: raise ValueError(f'rate must be given for {kind!r}, got None')
 
-# %% ../nbs/02_noise.ipynb #5a920494
+# %% ../nbs/02_noise.ipynb #c65eeba4
+def _read_embedding(path):
+    "Array of an .npy file, or of an .npz file that holds one array or one of the name embedding."
+    path = Path(path).expanduser()
+    check_choice('suffix of an embedding file', path.suffix, ['.npy', '.npz'])
+    if not path.is_file(): raise ValueError(f'embedding file {path} is not there')
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray): return content
+        with content as z: arrays = {k: z[k] for k in z.files if k == 'embedding' or len(z.files) == 1 or 'embedding' not in z.files}
+    except Exception as e: raise ValueError(f'embedding file {path} cannot be read: {str(e).splitlines()[0] if str(e) else type(e).__name__}') from None
+    if len(arrays) != 1: raise ValueError(f'embedding file {path} must hold one array, or one of the name embedding, got {list(arrays)}')
+    return next(iter(arrays.values()))
+
+def _hashed(embedding, look):
+    "What stands for an embedding in a name: its content, from wherever it came."
+    return embedding if embedding is None or isinstance(embedding, (Tensor, np.ndarray)) else np.asarray(look)
+
+# %% ../nbs/02_noise.ipynb #2ee54e44
 def _look(ds, embedding, kind):
-    "What examples look like: the embedding if there is one, else the pixels or features."
+    "What examples look like: the embedding (array or file) if there is one, else the pixels or features."
     if embedding is None and ds.x.dtype == torch.int64: raise ValueError(f'embedding must be given for noise {kind!r} on tokens, got None')
-    return ds.x if embedding is None else embedding
+    if embedding is None: return ds.x
+    e = _pixels(_read_embedding(embedding) if isinstance(embedding, (str, Path)) else embedding, 'embedding')
+    return e if e.ndim == 4 else _embedding(e, ds.n)
 
 def _add_flips(kind):
     "Adapter of `flip_labels` for one kind."
@@ -447,15 +508,17 @@ def _add_instance(ds, rate, seed, root, layout='hwc', scale=1.):
 
 def _add_cbn(ds, rate, seed, root, n_centres=None, radius=None, embedding=None, tsne=False):
     "Adapter of `cluster_noise`; thumbnails are the embedding when there is no better."
-    e = thumbnail(_look(ds, embedding, 'cbn'))
-    name = _noise_name('cbn', rate, seed, n_centres=n_centres, radius=radius, embedding=embedding, tsne=tsne or None)
-    return cluster_noise(tsne_2d(e, seed) if tsne else e, _truth(ds), ds.n_classes, rate, n_centres, radius, seed)[0], name
+    look = _look(ds, embedding, 'cbn')
+    e = thumbnail(look)
+    given, info = cluster_noise(tsne_2d(e, seed) if tsne else e, _truth(ds), ds.n_classes, rate, n_centres, radius, seed)
+    return given, _noise_name('cbn', rate, seed, n_centres=n_centres, radius=radius, embedding=_hashed(embedding, look), tsne=tsne or None), info
 
 def _add_simulated(ds, rate, seed, root, temperature=.3, embedding=None):
     "Adapter of `simulated_human`."
     _need_rate('simulated_human', rate)
-    name = _noise_name('simulated_human', rate, seed, temperature=temperature if temperature != .3 else None, embedding=embedding)
-    return simulated_human(_look(ds, embedding, 'simulated_human'), _truth(ds), rate, ds.n_classes, seed, temperature), name
+    look = _look(ds, embedding, 'simulated_human')
+    name = _noise_name('simulated_human', rate, seed, temperature=temperature if temperature != .3 else None, embedding=_hashed(embedding, look))
+    return simulated_human(look, _truth(ds), rate, ds.n_classes, seed, temperature), name
 
 # %% ../nbs/02_noise.ipynb #ba9cf0c3
 def _need_data(ds, kind, name):
@@ -485,14 +548,14 @@ def _add_synthetic(ds, of, rate, seed, root, **options):
         _no_rate(f'synthetic:{of}', rate)
         twin = synthetic_twin(*_human_labels(ds, of, root), ds.n_classes, seed)[ds.index]
         return twin, f'synthetic:{of}' + (f'-s{seed}' if seed else '')
-    given, name = _labels_and_name(ds, of, rate, seed, root, **options)
-    return synthetic_twin(_truth(ds), given, ds.n_classes, seed), f'synthetic:{name}'
+    given, name, *info = _labels_and_name(ds, of, rate, seed, root, **options)
+    return synthetic_twin(_truth(ds), given, ds.n_classes, seed), f'synthetic:{name}', *info
 
 _FULL = {'cifar10': 50000, 'cifar100': 50000, 'mnist': 60000, 'fashion_mnist': 60000, 'svhn': 73257}
 
 def _add_file(ds, where, rate, seed, root, image_order=None, check_order=True):
     "Labels of a file, by position or, for a part of a data set, by index."
-    path, _, key = where.partition('#')
+    path, _, key = (where, '', '') if Path(where).expanduser().is_file() else where.rpartition('#') if '#' in where else (where, '', '')
     _no_rate('file', rate)
     part = ds.n < _FULL.get(ds.name, 0) or not torch.equal(ds.index, torch.arange(ds.n))
     given = load_label_file(path, _truth(ds), ds.n_classes, key or None, ds.index if part else None, image_order, check_order)
@@ -502,10 +565,11 @@ NOISES = {'clean': _add_clean, 'clean100': _add_clean100, **{k: _add_flips(k) fo
     'simulated_human': _add_simulated, **{k: _add_human(k) for k in HUMAN}}
 PREFIXES = {'synthetic': _add_synthetic, 'file': _add_file}
 
-# %% ../nbs/02_noise.ipynb #833027a1
+# %% ../nbs/02_noise.ipynb #7f3ba898
 def _labels_and_name(ds, kind, rate, seed, root, **options):
-    "Given labels and the name of the label set, by table."
-    carried = re.fullmatch(r'((?!file:).+?)-(0?\.\d+|0|1)', kind)
+    "Given labels, the name of the label set and, where something was solved for, a dictionary of it, by table."
+    if not isinstance(kind, str): check_choice('noise kind', kind, [*NOISES, 'synthetic:KIND', 'file:PATH'])
+    carried = re.fullmatch(r'((?!(?:synthetic:)*file:).+?)-(0?\.\d+|0|1)', kind)
     if carried and rate is None: return _labels_and_name(ds, carried[1], float(carried[2]), seed, root, **options)
     head, colon, rest = kind.partition(':')
     if colon and head in PREFIXES: return PREFIXES[head](ds, rest, rate, seed, root, **options)
@@ -523,8 +587,8 @@ def add_noise(
 )->Dataset:             # same examples, other given labels, `noise` names the set
     "Give a data set other labels, by the name of the noise."
     check_range('ds.n_classes', ds.n_classes, 2, float('inf'), '[)')
-    try: given, name = _labels_and_name(ds, kind, rate, seed, root, **options)
+    try: given, name, *info = _labels_and_name(ds, kind, rate, seed, root, **options)
     except TypeError as e:
         if 'unexpected keyword argument' not in str(e): raise
         raise ValueError(f'options must be those of noise {kind!r}: {str(e).split("() ")[-1]}') from None
-    return with_labels(ds, given, name, true_label=_truth(ds))
+    return with_labels(ds, given, name, true_label=_truth(ds), noise_info=info[0] if info else None)

@@ -206,6 +206,22 @@ def test_instance_noise_conventions_and_edges():
     assert nz.instance_noise(x[:1], y[:1], .4, 10).shape == (1,)
 
 
+@pytest.mark.parametrize('x', [np.full((4, 2), np.nan), [[np.inf, 0.]]*4, np.full((4, 2), 1.7e308), [[np.nan, 0], [1, 1], [1, 1], [1, 1]], np.zeros(4), [['a']]*4, None, [[1], [1, 2], [1], [1]]])
+def test_instance_noise_refuses_what_it_cannot_project(x):
+    with np.errstate(all='ignore'), pytest.raises(ValueError, match='^x must be'): nz.instance_noise(x, [0, 1, 1, 0], .5, 2)
+
+
+@pytest.mark.parametrize('scale', [0, 0., -1., float('nan'), float('inf'), 'a', None])
+def test_instance_noise_refuses_scales(scale):
+    for rate in (0, .5):
+        with pytest.raises(ValueError, match='scale must be'): nz.instance_noise(np.ones((4, 2)), [0, 1, 1, 0], rate, 2, scale=scale)
+
+
+def test_instance_noise_of_huge_features_never_counts_the_own_class():
+    x, y = np.random.RandomState(0).randn(2000, 3)*1e9, torch.arange(2000) % 3
+    assert abs(nz.noise_rate(y, nz.instance_noise(x, y, .5, 3)) - .5) < .04
+
+
 def test_instance_rate_counts_n():
     x, y = torch.rand(3000, 4), torch.zeros(3000, dtype=torch.int64)
     assert abs(nz.noise_rate(y, nz.instance_noise(x, y, .3, 2)) - .3) < .04
@@ -250,8 +266,7 @@ def test_cbn_solves_the_number_of_centres():
 
 def test_cbn_ties_and_unbalanced_classes():
     y = torch.tensor([0]*50 + [1]*3)
-    given, info = nz.cluster_noise(np.zeros((53, 2)), y, 2, rate=.3)
-    assert info['rate'] in (0., 1.)  # all distances are equal: nothing between can be had
+    with pytest.raises(ValueError, match='1 centres per class give 0 or 1 and nothing between, got 0.3'): nz.cluster_noise(np.zeros((53, 2)), y, 2, rate=.3)  # all distances are equal
     e = np.random.RandomState(0).randn(53, 2)
     assert nz.cluster_noise(e, y, 2, rate=.3)[1]['rate'] == 16/53
     with pytest.raises(ValueError, match='smallest class'): nz.cluster_noise(e, y, 2, n_centres=4, radius=1.)
@@ -259,6 +274,46 @@ def test_cbn_ties_and_unbalanced_classes():
     with pytest.raises(ValueError, match='give rate'): nz.cluster_noise(e, y, 2, n_centres=3)
     with pytest.raises(ValueError, match='give rate'): nz.cluster_noise(e, y, 2, rate=.2, n_centres=3, radius=1.)
     with pytest.raises(ValueError, match='rate must be in'): nz.cluster_noise(e, y, 2, rate=1.5)
+
+
+@pytest.mark.parametrize('rate, options, says', [(.5, dict(radius=0.), 'radius=0.0 gives 0 with 1 centre per class to 0 with .*, nearest 0, got 0.5'),
+    (.1, dict(radius=100.), 'radius=100.0 gives 1 with 1 centre'), (.05, dict(n_centres=50), '50 centres per class give 0 or 0.2 and nothing between')])
+def test_cbn_refuses_rates_out_of_reach(rate, options, says):
+    e, y = toy(1000, 4)
+    with pytest.raises(ValueError, match=f'rate must be within 0.02 of one that can be reached: {says}'): nz.cluster_noise(e, y, 4, rate=rate, **options)
+
+
+@pytest.mark.parametrize('n', [2.5, 0, -1, float('nan'), float('inf'), '2', True])
+def test_cbn_refuses_broken_numbers_of_centres(n):
+    e, y = toy()
+    with pytest.raises(ValueError, match='n_centres must be'): nz.cluster_noise(e, y, 4, n_centres=n, radius=1.)
+    with pytest.raises(ValueError, match='n_centres must be'): nz.add_noise(small(), 'cbn', .3, n_centres=n)
+
+
+def test_cbn_keeps_what_it_solved():
+    ds = small()
+    noisy = nz.add_noise(ds, 'cbn', .3, seed=2)
+    info = noisy.noise_info
+    assert info['rate'] == noisy.noise_rate and noisy.noise == 'cbn-0.3-s2'
+    assert torch.equal(nz.add_noise(ds, 'cbn', n_centres=info['n_centres'], radius=info['radius'], seed=2).given_label, noisy.given_label)
+    assert nz.add_noise(ds, 'synthetic:cbn', .3, seed=2).noise_info == info and nz.add_noise(noisy, 'pair', .3).noise_info is None
+
+
+@pytest.mark.parametrize('kind', ['cbn-0.35', 'simulated_human-0.35', 'synthetic:cbn-0.35'])
+def test_embedding_from_arrays_and_files(tmp_path, kind):
+    ds, e = small(), np.random.RandomState(1).randn(200, 3).astype(np.float32)
+    want = nz.add_noise(ds, kind, embedding=e)
+    folder = tmp_path/'with space'
+    folder.mkdir()
+    np.save(folder/'e.npy', e); np.savez(folder/'one.npz', features=e); np.savez(folder/'two.npz', embedding=e, other=e[:5]); np.savez(folder/'bad.npz', a=e, b=e)
+    np.save(folder/'short.npy', e[:5]); np.save(folder/'nan.npy', e*np.nan); np.save(folder/'object.npy', e.astype(object), allow_pickle=True); (folder/'broken.npy').write_bytes(b'x')
+    for same in (e.tolist(), e.astype(object).astype(float).astype(np.float32), folder/'e.npy', str(folder/'one.npz'), folder/'two.npz'):
+        got = nz.add_noise(ds, kind, embedding=same)
+        assert torch.equal(got.given_label, want.given_label) and len(got.noise) == len(want.noise) and (isinstance(same, list) or got.noise == want.noise)
+    for bad, says in ((e[:5], r'shape \(200, D\)'), (e*np.nan, 'finite'), (e[:, 0], 'embedding must be'), (e[:, :0], 'at least one column'), ([['a']]*200, 'numbers'), (e.astype(object), 'numbers'),
+                      (folder/'short.npy', r'shape \(200, D\)'), (folder/'nan.npy', 'finite'), (folder/'bad.npz', 'must hold one array'), (folder/'object.npy', 'cannot be read'),
+                      (folder/'broken.npy', 'cannot be read'), (folder/'none.npy', 'is not there'), ('e.txt', "suffix of an embedding file must be one of '.npy', '.npz'")):
+        with pytest.raises(ValueError, match=says): nz.add_noise(ds, kind, embedding=bad)
 
 
 # ---- clusteredness
@@ -436,6 +491,102 @@ def test_unordered_check_accepts_strong_noise(tmp_path, rate):
     assert torch.equal(load_label_file(tmp_path/'b.npy', y, 10, check_order=False), given.flip(0))
 
 
+def noisy_of(kind, n=5000, k=10):
+    y = torch.from_numpy(np.random.RandomState(3).randint(0, k, n))
+    return y, y if kind == 'clean' else nz.flip_labels(y, float(kind.split('-')[1]), k, kind.split('-')[0], seed=1)[0]
+
+
+@pytest.mark.parametrize('kind', ['clean', 'symmetric-0.1', 'symmetric-0.4', 'symmetric-0.6', 'pair-0.4'])
+@pytest.mark.parametrize('rows', [(2500, 5000), (0, 2500), (1300, 3900), (0, 4600)])
+def test_partly_shuffled_file_is_noticed(tmp_path, kind, rows):
+    y, given = noisy_of(kind)
+    save_label_file(tmp_path/'good.npy', given)
+    assert torch.equal(load_label_file(tmp_path/'good.npy', y, 10), given)
+    mixed, part = given.clone(), torch.arange(*rows)
+    mixed[part] = given[part[torch.from_numpy(np.random.RandomState(0).permutation(len(part)))]]
+    save_label_file(tmp_path/'bad.npy', mixed)
+    with pytest.raises(ValueError, match='labels of bad.npy must agree .*in another order') as e: load_label_file(tmp_path/'bad.npy', y, 10)
+    if len(part) < 4000:
+        first, last = map(int, str(e.value).split(' in rows ')[1].split(' against')[0].split(' to '))
+        assert first < rows[1] and last >= rows[0]
+    assert torch.equal(load_label_file(tmp_path/'bad.npy', y, 10, check_order=False), mixed)
+
+
+def test_partly_shuffled_file_is_noticed_in_its_own_order(tmp_path):
+    "With a foreign order or for a part of the data the rows of the file are what is in blocks."
+    y, given = noisy_of('symmetric-0.3')
+    order, mixed = torch.from_numpy(np.random.RandomState(5).permutation(5000)), given.clone()
+    mixed[3000:4000] = given[3000:4000][torch.from_numpy(np.random.RandomState(0).permutation(1000))]
+    save_label_file(tmp_path/'good.npy', given)
+    save_label_file(tmp_path/'bad.npy', mixed)
+    theirs = torch.empty_like(y).scatter_(0, order, y)  # file row i belongs to example order[i]
+    assert len(load_label_file(tmp_path/'good.npy', theirs, 10, image_order=order)) == 5000
+    with pytest.raises(ValueError, match='in rows 3'): load_label_file(tmp_path/'bad.npy', theirs, 10, image_order=order)
+    part = order[:4000]
+    assert torch.equal(load_label_file(tmp_path/'good.npy', y[part], 10, index=part), given[part])
+    with pytest.raises(ValueError, match='in rows'): load_label_file(tmp_path/'bad.npy', y[part], 10, index=part)
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('k', [2, 3, 10, 100])
+def test_block_test_spares_genuine_noise(tmp_path, k, seed):
+    "Unequal classes, unequal rates, shuffled or sorted by class."
+    rng = np.random.RandomState(seed)
+    y = rng.choice(k, 6000, p=rng.dirichlet(np.full(k, 2.)))
+    for rate in (.1, .4, .6):
+        t = np.stack([(1 - r)*np.eye(k)[c] + r*rng.dirichlet(np.full(k, .3)) for c, r in enumerate(rng.uniform(0, 2*rate, k).clip(0, .9))])
+        given = nz.class_conditional(y, t, seed).numpy()
+        if (given == y).mean() < 1.5/k: continue
+        for order in (np.arange(6000), np.argsort(y, kind='stable')):
+            np.save(tmp_path/'a.npy', given[order])
+            try: load_label_file(tmp_path/'a.npy', y[order], k)
+            except ValueError as e: assert 'in every block' not in str(e), (rate, str(e))
+
+
+def test_sorted_data_half_shuffled_is_noticed(tmp_path):
+    y = torch.arange(5000)//500
+    given = nz.flip_labels(y, .2, 10)[0]
+    np.save(tmp_path/'a.npy', given)
+    load_label_file(tmp_path/'a.npy', y, 10)
+    given[2500:] = given[2500:][torch.from_numpy(np.random.RandomState(0).permutation(2500))]
+    np.save(tmp_path/'a.npy', given)
+    with pytest.raises(ValueError, match='in rows 2500 to 4999|in rows'): load_label_file(tmp_path/'a.npy', y, 10)
+
+
+@pytest.mark.parametrize('column', ['sample_id', 'index'])
+def test_csv_is_put_in_the_order_of_its_column(tmp_path, labels, column):
+    y, given = labels
+    order = np.random.RandomState(1).permutation(600)
+    table = pd.DataFrame({column: order, 'given_label': y.numpy()[order], 'noisy_label': given.numpy()[order]})
+    path = tmp_path/'with a space.csv'
+    table.to_csv(path, index=False)
+    assert torch.equal(load_label_file(path, y, 5), given)
+    table.drop(columns='given_label').to_csv(path, index=False)
+    assert torch.equal(load_label_file(path, y, 5), given)
+    part = torch.arange(7, 300, 2)
+    assert torch.equal(load_label_file(path, y[part], 5, index=part), given[part])
+    for bad in (order + 1, order*0, np.where(order == 5, 6, order), order - 1, order + .5, [f'img{i}' for i in order]):
+        table.assign(**{column: bad}).to_csv(path, index=False)
+        with pytest.raises(ValueError, match=f'with a space.csv cannot be read: column {column} must be'): load_label_file(path, y, 5)
+
+
+def test_csv_from_other_systems(tmp_path, labels):
+    y, given = labels
+    text = 'sample_id, given_label ,noisy_label\r\n' + ''.join(f'{i},{a},{b}\r\n' for i, (a, b) in enumerate(zip(y.tolist(), given.tolist())))
+    for blob in (text.encode(), b'\xef\xbb\xbf' + text.encode(), (text + '\r\n\r\n').encode()):
+        (tmp_path/'a.csv').write_bytes(blob)
+        assert torch.equal(load_label_file(tmp_path/'a.csv', y, 5), given)
+    (tmp_path/'a.csv').write_text('given_label,noisy_label\ncat,dog\ndog,dog\n')
+    with pytest.raises(ValueError, match="given_label of a.csv must be integers, got 'cat'"): load_label_file(tmp_path/'a.csv')
+    (tmp_path/'a.csv').write_text('given_label,noisy_label\n')
+    assert len(load_label_file(tmp_path/'a.csv')) == 0
+    with pytest.raises(ValueError, match='must have 600 entries, got 0'): load_label_file(tmp_path/'a.csv', y)
+    (tmp_path/'one.csv').write_text('noise_label\n1\n')
+    assert load_label_file(tmp_path/'one.csv', [1], 2).tolist() == [1]
+    for path in (None, 3, ['a.npy']):
+        with pytest.raises(ValueError, match='path must be'): load_label_file(path, y)
+
+
 # ---- one entry point
 
 def small(name='arrays', n=200, k=5):
@@ -489,6 +640,24 @@ def test_add_noise_takes_given_labels_where_the_truth_is_unknown():
     ('x', 'cbn', None, 'give rate')])
 def test_add_noise_says_what_is_wrong(name, kind, rate, says):
     with pytest.raises(ValueError, match=says): nz.add_noise(small(name), kind, rate)
+
+
+@pytest.mark.parametrize('call', [lambda f, y: nz.clusteredness(f, y, (y + 1) % 4, 2.5), lambda f, y: nz.clusteredness(f, y, (y + 1) % 4, 3, 2.5), lambda f, y: nz.simulated_human(f, y, .3, 4, n_neighbors=2.5),
+    lambda f, y: nz.simulated_human(f, y, .3, 4, n_neighbors=0), lambda f, y: nz.simulated_human(f, y, .3, 4, max_per_class=0), lambda f, y: nz.simulated_human(None, y, .3, 4), lambda f, y: nz.thumbnail(np.zeros(3)),
+    lambda f, y: nz.flip_labels(y, .3, 4, 'asymmetric', mapping=[1]), lambda f, y: nz.flip_labels(y, .3, 4, 'asymmetric', mapping={'a': 1}), lambda f, y: nz.flip_labels(y, .3, 4, 'asymmetric', mapping={0: 1.5}),
+    lambda f, y: nz.add_noise(small(), None), lambda f, y: nz.add_noise(small(), ['clean']), lambda f, y: nz.class_conditional(y, 'a'), lambda f, y: nz.flip_labels(y, .3, float('inf'))])
+def test_broken_arguments_are_named(call):
+    with pytest.raises(ValueError, match='must be|must lead'): call(*toy())
+
+
+def test_file_names_with_odd_characters(tmp_path):
+    ds, noisy = small(), nz.add_noise(small(), 'symmetric', .3)
+    folder = tmp_path/'run #3 a-0.4'
+    folder.mkdir()
+    save_label_file(folder/'a.npy', noisy.given_label)
+    np.savez(folder/'a.npz', **{'cbn-0.4': noisy.given_label.numpy(), 'b': ds.true_label.numpy()})
+    for kind in (f'file:{folder}/a.npy', f'file:{folder}/a.npz#cbn-0.4'): assert torch.equal(nz.add_noise(ds, kind).given_label, noisy.given_label)
+    assert nz.add_noise(ds, f'synthetic:file:{folder}/a.npz#cbn-0.4').noise.startswith('synthetic:file:a.npz#cbn-0.4-')
 
 
 def test_files_by_position_and_by_index(tmp_path):
@@ -606,3 +775,17 @@ def test_published_cbn_and_pmd_files(human, shared, key):
     given = load_label_file(shared/'data'/'cifar_extra_noise.npz', true, 10 if name == 'cifar10' else 100, key=key)
     assert nz.noise_rate(true, given) == EXTRA[key]
     with pytest.raises(ValueError, match='better than chance'): load_label_file(shared/'data'/'cifar_extra_noise.npz', true.flip(0), key=key)
+
+
+def test_human_and_strong_noise_pass_the_block_test(human, tmp_path):
+    "Also in the order of the classes; half of the file shuffled is refused."
+    for name, k in (('cifar10', 10), ('cifar100', 100)):
+        true = human[name]['clean']
+        sets = {s: human[name][s] for s in (('aggre', 'rand3', 'worst') if k == 10 else ('noisy100',))} | {'symmetric': nz.flip_labels(true, .6, k)[0]}
+        for given in sets.values():
+            for order in (torch.arange(50000), true.argsort(stable=True)):
+                np.save(tmp_path/'a.npy', given[order])
+                assert torch.equal(load_label_file(tmp_path/'a.npy', true[order], k), given[order])
+            mixed = torch.cat([given[:25000], given[25000:].flip(0)])
+            np.save(tmp_path/'a.npy', mixed)
+            with pytest.raises(ValueError, match='in another order'): load_label_file(tmp_path/'a.npy', true, k)
