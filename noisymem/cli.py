@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/52_cli.ipynb #72946a86
+# %% ../nbs/52_cli.ipynb #c74dc363
 import argparse
+import os
 import sys
 
 import yaml
@@ -119,10 +120,16 @@ def main(
 )->int:         # exit status: 0 well, 1 something failed, 2 bad input, 130 interrupted
     "Run the command."
     args = _parser().parse_args(argv)
-    try: return args.call(args)
+    try:
+        status = args.call(args)
+        sys.stdout.flush()
+        return status
     except (ValueError, FileNotFoundError) as e:
         print(f'noisymem: {e}', file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more can be written, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print('noisymem: interrupted; finished models are kept, run the same command to continue', file=sys.stderr)
         return 130

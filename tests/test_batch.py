@@ -351,3 +351,9 @@ def test_a_time_out_is_no_failed_claim(tmp_path, results, quick, monkeypatch):
     monkeypatch.setattr(B, '_watch', lambda *a: False)
     job = B.make_job(notebook(tmp_path, 'slow', FIGURE.format(name='slow')), {})
     assert B.run_job('p', job, 9)['status'] == 'failed' and B.job_state('p', job)['error'] == 'no end after 9 s'
+
+
+def test_a_reader_that_leaves_early(results):
+    p = subprocess.Popen([Path(sys.executable).parent/'noisymem', 'status'], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdout.close()
+    assert p.stderr.read() == b'' and p.wait(60) == 0
