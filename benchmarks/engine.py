@@ -132,9 +132,9 @@ def measure_scaling():
     "Seconds against images, epochs, models, and processes; ratio = seconds per unit of work relative to the first row of its kind."
     rows, base = [], {}
 
-    def add(kind, size, seconds, work):
-        base.setdefault(kind, seconds/work)
-        rows.append(dict(kind=kind, size=size, seconds=seconds, seconds_per_unit=seconds/work, ratio=seconds/work/base[kind]))
+    def add(kind, size, seconds, units):
+        each = seconds/units
+        rows.append(dict(kind=kind, size=size, seconds=seconds, seconds_per_unit=each, ratio=each/base.setdefault(kind, each)))
 
     def once(n, epochs):
         data, net = images(n), make_model('fast', 10, (3, 32, 32))

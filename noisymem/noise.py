@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOK_ALIKE', 'KINDS', 'HUMAN', 'NOISES', 'PREFIXES', 'noise_rate', 'transition_matrix', 'class_conditional',
            'symmetric_transition', 'mapped_transition', 'flip_labels', 'instance_noise', 'synthetic_twin', 'thumbnail',
-           'tsne_2d', 'cluster_noise', 'simulated_human', 'clusteredness', 'add_noise']
+           'tsne_2d', 'cluster_noise', 'simulated_human', 'clusteredness', 'read_embedding', 'add_noise']
 
 # %% ../nbs/02_noise.ipynb #98723c65
 import re
@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core import array_hash, check_choice, check_labels, check_range, derive_seed
+from .core import array_hash, check_choice, check_labels, check_range, derive_seed, restricted_unpickle
 from .data import Dataset, load_cifar_n, with_labels
 from .label_files import load_label_file
 
@@ -452,13 +452,16 @@ def _need_rate(kind, rate):
     "Ask for a rate where one is needed."
     if rate is None: raise ValueError(f'rate must be given for {kind!r}, got None')
 
-# %% ../nbs/02_noise.ipynb #c65eeba4
-def _read_embedding(path):
-    "Array of an .npy file, or of an .npz file that holds one array or one of the name embedding."
+# %% ../nbs/02_noise.ipynb #d8f2708b
+def read_embedding(
+    path,         # .npy, .npz (one array, or one of the name embedding), or .pkl with one array
+)->np.ndarray:    # as stored
+    "Read features from a file; a pickle is read with nothing but arrays allowed."
     path = Path(path).expanduser()
-    check_choice('suffix of an embedding file', path.suffix, ['.npy', '.npz'])
+    check_choice('suffix of an embedding file', path.suffix, ['.npy', '.npz', '.pkl'])
     if not path.is_file(): raise ValueError(f'embedding file {path} is not there')
     try:
+        if path.suffix == '.pkl': return np.asarray(restricted_unpickle(path))
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray): return content
         with content as z: arrays = {k: z[k] for k in z.files if k == 'embedding' or len(z.files) == 1 or 'embedding' not in z.files}
@@ -466,6 +469,7 @@ def _read_embedding(path):
     if len(arrays) != 1: raise ValueError(f'embedding file {path} must hold one array, or one of the name embedding, got {list(arrays)}')
     return next(iter(arrays.values()))
 
+# %% ../nbs/02_noise.ipynb #ef9f33a0
 def _hashed(embedding, look):
     "What stands for an embedding in a name: its content, from wherever it came."
     return embedding if embedding is None or isinstance(embedding, (Tensor, np.ndarray)) else np.asarray(look)
@@ -475,7 +479,7 @@ def _look(ds, embedding, kind):
     "What examples look like: the embedding (array or file) if there is one, else the pixels or features."
     if embedding is None and ds.x.dtype == torch.int64: raise ValueError(f'embedding must be given for noise {kind!r} on tokens, got None')
     if embedding is None: return ds.x
-    e = _pixels(_read_embedding(embedding) if isinstance(embedding, (str, Path)) else embedding, 'embedding')
+    e = _pixels(read_embedding(embedding) if isinstance(embedding, (str, Path)) else embedding, 'embedding')
     return e if e.ndim == 4 else _embedding(e, ds.n)
 
 def _add_flips(kind):

@@ -1,0 +1,106 @@
+"Runs: several processes on one folder, what is refused, embeddings."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from noisymem import runs as R
+from noisymem.data import load_dataset, sample
+
+CFG = R.RunConfig('digits', 'symmetric-0.2', n_examples=120, model='fast', width=.25, recipe={'name': 'cpu', 'epochs': 1}, n_models=5)
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
+    return tmp_path
+
+
+def same(a, b):
+    for k in a.rows:
+        if k != 'seconds': np.testing.assert_array_equal(a[k], b[k], err_msg=k)
+
+
+def test_two_workers_give_what_one_gives(results, monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _, one = R.load_or_run(CFG, 'cpu', workers=1)
+        monkeypatch.setenv('NOISYMEM_RESULTS', str(results/'two workers'))
+        _, two = R.load_or_run(CFG, 'cpu', workers=2)
+    finally: torch.set_num_threads(threads)
+    same(one, two)
+    assert not list(results.rglob('*.lock'))
+
+
+def test_a_worker_that_fails_is_heard(results):
+    from dataclasses import replace
+    bad = replace(CFG, recipe={'name': 'cpu', 'epochs': 3, 'lr': 1e30, 'schedule': 'constant'})
+    with pytest.raises(ValueError, match='the loss became'): R.load_or_run(bad, 'cpu', workers=2)
+
+
+def test_workers_do_not_outlive_their_parent(results):
+    from dataclasses import asdict, replace
+    long = asdict(replace(CFG, n_models=400, recipe={'name': 'cpu', 'epochs': 2}))
+    code = f'import json; from noisymem.runs import *; load_or_run(RunConfig(**json.loads({json.dumps(json.dumps(long))})), "cpu", workers=2)'
+    parent = subprocess.Popen([sys.executable, '-c', code], env=os.environ | dict(OMP_NUM_THREADS='1'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    shards = lambda: len(list(results.rglob('seed-*.npz')))
+    deadline = time.time() + 120
+    while shards() < 2 and time.time() < deadline: time.sleep(.2)
+    assert shards() >= 2
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    time.sleep(3)
+    before = shards()
+    time.sleep(3)
+    assert shards() == before < 400
+
+
+@pytest.mark.parametrize('change, match', [(dict(model='zz'), 'model must be one of'), (dict(design='foo'), 'design must be one of'), (dict(draw='q'), 'draw must be one of'), (dict(subset_ratio=5), 'subset_ratio must be in'),
+                                           (dict(eval_view='x'), 'eval_view must be one of'), (dict(width=0), 'width must be in'), (dict(n_models='9-1'), 'smaller first'), (dict(n_examples=-1), 'n_examples must be in')])
+def test_a_bad_configuration_is_refused_when_it_is_written_down(change, match):
+    with pytest.raises(ValueError, match=match): R.RunConfig(**change)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('NOISYMEM_DATA', str(tmp_path))
+    return tmp_path
+
+
+def test_embeddings_of_every_kind_of_file(folder):
+    import pickle
+    data = sample(load_dataset('digits'), 50, seed=0)
+    rows = np.random.default_rng(0).normal(size=(1437, 6)).astype(np.float32)
+    np.save(folder/'a b.npy', rows); np.savez(folder/'b.npz', rows); (folder/'c.pkl').write_bytes(pickle.dumps(rows))
+    for source in ('a b.npy', 'b.npz', 'c.pkl', rows): np.testing.assert_array_equal(R.load_embedding(data, source), rows[data.index])
+
+
+@pytest.mark.parametrize('rows, match', [(np.zeros((1436, 3)), 'for each of the 1437'), (np.zeros((50000, 3)), 'for each of the 1437'), (np.zeros(1437), 'got shape'), (np.full((1437, 2), np.nan), 'must be finite'), (np.array([['a']]*1437), 'got shape')])
+def test_embeddings_of_something_else(folder, rows, match):
+    np.save(folder/'x.npy', rows)
+    with pytest.raises(ValueError, match=match): R.load_embedding(sample(load_dataset('digits'), 50, seed=0), 'x.npy')
+
+
+def test_embedding_files_that_are_none(folder):
+    data = sample(load_dataset('digits'), 50, seed=0)
+    (folder/'x.npy').write_bytes(b'junk')
+    (folder/'y.pkl').write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    for source in ('x.npy', 'y.pkl'):
+        with pytest.raises(ValueError, match=source): R.load_embedding(data, source)
+    with pytest.raises(ValueError, match='is not there'): R.load_embedding(data, 'z.npy')
+
+
+def test_noise_that_looks_at_features_of_the_users(folder):
+    rows = np.random.default_rng(0).normal(size=(1437, 3)).astype(np.float32)
+    np.save(folder/'e.npy', rows)
+    given = {e: R.prepare(R.RunConfig('digits', 'cbn-0.2', noise_embedding=e, model='mlp', recipe='digits'))[0].given_label for e in ('', 'e.npy')}
+    assert not torch.equal(given[''], given['e.npy'])
+    with pytest.raises(ValueError, match='embedding'): R.prepare(R.RunConfig('digits', 'symmetric-0.2', noise_embedding='e.npy', model='mlp', recipe='digits'))
