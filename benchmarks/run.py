@@ -6,18 +6,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch
 
 from engine import measure_jobs, measure_loop, measure_memory, measure_peak, measure_scaling
 from scoring import measure_influence
 from small import measure_stacked
 
-def measure_airbench():
-    "Seconds to 94 % on clean CIFAR-10 against the PyPI package airbench."
-    print('not measured: needs a CUDA GPU and `pip install airbench`' if not torch.cuda.is_available() else 'not written yet', flush=True)
 
-
-BENCHMARKS = dict(loop=measure_loop, peak=measure_peak, stacked=measure_stacked, influence=measure_influence, scaling=measure_scaling, jobs=measure_jobs, memory=measure_memory, airbench=measure_airbench)
+BENCHMARKS = dict(loop=measure_loop, peak=measure_peak, stacked=measure_stacked, influence=measure_influence, scaling=measure_scaling, jobs=measure_jobs, memory=measure_memory)
 
 
 def main(names):

@@ -54,13 +54,13 @@ def make_design(
     subset_ratio:float=.7,   # share of the pool a model trains on, in (0, 1)
     n:int=None,              # N; needed when `is_noisy` is None
     within:Tensor=None,      # (n',) int64 positions, ascending: keep only these examples, renumbered 0..n'-1 (a smaller study of the same pool)
-    draw:str='independent',  # subsets of different models: 'independent', or 'rotated' through one shuffled pool
+    draw:str='independent',  # subsets of different models: 'independent', or 'rotated' through one shuffled pool (subset_ratio in [0.05, 0.95])
     pool:Tensor=None,        # (P,) int64 positions, for 'chosen'
 )->Design:
     "Fix the pool of a held-out study; raises `ValueError` when nothing could be held out."
     check_choice('kind', kind, DESIGNS)
     check_choice('draw', draw, DRAWS)
-    check_range('subset_ratio', subset_ratio, 0, 1, '()')
+    check_range('subset_ratio', subset_ratio, *((.05, .95, '[]') if draw == 'rotated' else (0, 1, '()')))
     n = len(is_noisy) if is_noisy is not None else n
     if (pool is not None) != (kind == 'chosen'): raise ValueError(f"pool must be given for kind 'chosen' and for no other, got kind {kind!r} and pool {'given' if pool is not None else 'None'}")
     if kind == 'uniform': pool = np.arange(n)
@@ -251,7 +251,7 @@ def train_members(
         nets = [make_model(model, data.n_classes, tuple(data.x.shape[1:]), width=width, seed=s) for s in seeds]
         positions = torch.stack([subset_mask(design, s).nonzero()[:, 0] for s in seeds])
         runs = train_stacked(nets, data, recipe, seeds, positions, device)
-        for i, r in enumerate(runs, 1): yield row(r.seed, r.logits, r.test_logits, r.train_loss, (time.perf_counter() - start)/i)
+        for r in runs: yield row(r.seed, r.logits, r.test_logits, r.train_loss, r.seconds)
     else:
         for seed in seeds:
             start = time.perf_counter()

@@ -91,26 +91,28 @@ def count_workers(
     cfg:RunConfig,
     device:torch.device,
     n_missing:int,       # models to train
-)->int:                  # processes; 1 = train in this one
-    "Choose how many processes train: one per GPU, or per thread of this process, 16 at the most."
-    if n_missing < 2 or is_stacked(cfg.model, cfg.recipe, cfg.eval_view): return 1
+)->int:                  # processes
+    "Choose how many processes train beside this one: one per GPU, or per thread, 16 at the most; 0 = this one trains."
     n = torch.cuda.device_count() if device.type == 'cuda' else torch.get_num_threads() if device.type == 'cpu' else 1
-    return max(1, min(n, n_missing, 16))
+    return 0 if n == 1 or is_stacked(cfg.model, cfg.recipe, cfg.eval_view) else min(n, n_missing, 16)
 
-# %% ../nbs/50_runs.ipynb #7d7156f6
-def _work(text):
-    "A worker process: train what nobody else holds, until all is there or the parent has gone."
+# %% ../nbs/50_runs.ipynb #9fb434be
+def _work():
+    "A worker process: read what to do, then train what nobody else holds, until all is there or the parent has gone."
+    job = json.loads(sys.stdin.readline())
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
-    job = json.loads(text)
-    load_or_run(RunConfig(**job['cfg']), job['device'], job['pool'] and np.array(job['pool']), workers=1)
+    load_or_run(RunConfig(**job['cfg']), job['device'], job['pool'] and np.array(job['pool']), workers=0)
 
-# %% ../nbs/50_runs.ipynb #649cdbf6
-def _start_worker(i, n, cfg, device, pool, log):
-    "Start worker i of n, on its GPU or with its share of the threads; it ends when our end of its input closes."
-    job = json.dumps(dict(cfg=asdict(cfg), device=str(device), pool=None if pool is None else np.asarray(pool).tolist()))
-    limits = dict(CUDA_VISIBLE_DEVICES=str(i)) if device.type == 'cuda' else dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads()//n)))
+# %% ../nbs/50_runs.ipynb #f72ab7a2
+def _start_worker(i, cfg, device, pool, log):
+    "Start worker i, on its GPU or with one thread; it ends when our end of its input closes."
+    gpus = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(i + 1)))
+    limits = dict(CUDA_VISIBLE_DEVICES=gpus.split(',')[i]) if device.type == 'cuda' else dict(OMP_NUM_THREADS='1')
     env = os.environ | limits | dict(NOISYMEM_PROGRESS='', TQDM_DISABLE='1')
-    return subprocess.Popen([sys.executable, '-c', 'import sys; from noisymem.runs import _work; _work(sys.argv[1])', job], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, env=env)
+    worker = subprocess.Popen([sys.executable, '-c', 'from noisymem.runs import _work; _work()'], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, env=env, text=True)
+    worker.stdin.write(json.dumps(dict(cfg=asdict(cfg), device=device.type, pool=None if pool is None else np.asarray(pool).tolist())) + '\n')
+    worker.stdin.flush()
+    return worker
 
 # %% ../nbs/50_runs.ipynb #1c32a8e2
 def _train_in_processes(n, cfg, device, pool, folder, seeds, name):
@@ -119,12 +121,15 @@ def _train_in_processes(n, cfg, device, pool, folder, seeds, name):
     before = there()
     bar, logs, workers = make_bar(len(seeds) - before, name), [tempfile.TemporaryFile('w+') for _ in range(n)], []
     try:
-        workers += [_start_worker(i, n, cfg, device, pool, log) for i, log in enumerate(logs)]
+        workers += [_start_worker(i, cfg, device, pool, log) for i, log in enumerate(logs)]
         while any(w.poll() is None for w in workers) and not any(w.poll() for w in workers):
             time.sleep(.2)
             bar.update(there() - before - bar.n)
         for w, log in zip(workers, logs):
-            if w.poll(): log.seek(0); raise ValueError((log.read().strip().splitlines() or [f'a worker ended with {w.poll()}'])[-1].removeprefix('ValueError: '))
+            if w.poll():
+                log.seek(0)
+                lines = [f'a worker was ended by signal {-w.returncode}'] if w.returncode < 0 else log.read().strip().splitlines() or [f'a worker ended with {w.returncode}']
+                raise ValueError(lines[-1].removeprefix('ValueError: '))
         bar.update(there() - before - bar.n)
     finally:
         for w in workers: w.kill(); w.wait(); w.stdin.close()
@@ -135,7 +140,7 @@ def load_or_run(
     cfg:RunConfig,
     device='auto',
     pool=None,      # (P,) positions that may be left out, for design 'chosen'
-    workers:int=None, # processes that train; default see `count_workers`
+    workers:int=None, # processes that train, 0 = this one; default see `count_workers`
 )->tuple:           # (Dataset, Records)
     "Return the record of a configuration; train what is missing and say what was done."
     start = time.perf_counter()
@@ -147,7 +152,7 @@ def load_or_run(
     missing = sum(not _shard(folder, s).exists() for s in seeds)
     state = 'cached' if not missing else f'{missing} more models' if (folder/'config.json').exists() else _explain(folder, config)
     workers = count_workers(cfg, pick_device(device), missing) if workers is None else workers
-    if missing and workers > 1: _train_in_processes(workers, cfg, pick_device(device), pool, folder, seeds, f'{data.name} {data.noise} {cfg.model}')
+    if missing and workers: _train_in_processes(workers, cfg, pick_device(device), pool, folder, seeds, f'{data.name} {data.noise} {cfg.model}')
     rec = run_ensemble(data, design, seeds, folder, cfg.model, cfg.width, cfg.recipe, device, cfg.eval_view, name=f'{data.name} {data.noise} {cfg.model}')
     print(f'{state}: {len(seeds)} models on {data.n} examples of {data.name} {data.noise}, {time.perf_counter() - start:.0f} s  [{folder.name}]')
     return data, rec

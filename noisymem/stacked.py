@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['BLOCK', 'StackedLinear', 'can_stack', 'stack_models', 'unstack', 'group_size', 'StackedRun', 'train_stacked']
 
-# %% ../nbs/07a_stacked.ipynb #961bce4a
+# %% ../nbs/07a_stacked.ipynb #f5b876fc
 import math
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -150,6 +151,7 @@ class StackedRun:
     train_loss:float   # mean over the last epoch
     logits:Tensor      # (N, K) float32 of the training inputs
     test_logits:Tensor # (N_test, K) float32
+    seconds:float      # its share of the group's time
 
 # %% ../nbs/07a_stacked.ipynb #139a542a
 def _ask(group, inputs, n_models, batch_size=2048):
@@ -166,7 +168,7 @@ def train_stacked(
     seeds:list=None,     # of order and of nothing else; default 0, 1, 2, ...
     positions:Tensor=None, # (M, n) int64 rows each model trains on; default all rows for all
     device='auto',
-)->Iterator[StackedRun]: # as soon as a group is ready, in no order of their own
+)->Iterator[StackedRun]: # group after group, each when it and those before are ready; not in the order of `models`
     "Train many perceptrons at once; raises `ValueError` when a loss is not finite."
     recipe, device, seeds = get_recipe(recipe), pick_device(device), list(range(len(models)) if seeds is None else seeds)
     if recipe.augment: raise ValueError(f'recipe must not augment when models are stacked, got augment {recipe.augment}')
@@ -188,13 +190,14 @@ def _run_groups(models, data, recipe, seeds, positions, device):
 
     def run(start):
         if device.type == 'cpu': torch.set_num_threads(1)
-        places = sum(blocks[start:start + n_blocks], [])
+        begun, places = time.perf_counter(), sum(blocks[start:start + n_blocks], [])
         filler = next(i for i in places if i is not None)
         filled = [filler if i is None else i for i in places]
         stack, losses = _train_group([models[i] for i in filled], inputs, labels, recipe, [seeds[i] for i in filled], positions[filled], precision)
         logits, test_logits = (_ask(stack, t, len(filled)) for t in (inputs, tests))
         unstack(stack.master, [None if i is None else models[i] for i in places])
-        return [StackedRun(models[i].eval(), seeds[i], *answer) for i, *answer in zip(places, losses, logits, test_logits) if i is not None]
+        each = (time.perf_counter() - begun)/sum(i is not None for i in places)
+        return [StackedRun(models[i].eval(), seeds[i], *answer, each) for i, *answer in zip(places, losses, logits, test_logits) if i is not None]
 
     with ThreadPoolExecutor(threads) as pool:
         for runs in pool.map(run, range(0, len(blocks), n_blocks)): yield from runs

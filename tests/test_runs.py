@@ -13,6 +13,7 @@ import torch
 
 from noisymem import runs as R
 from noisymem.data import load_dataset, sample
+from noisymem.ensemble import load_ensemble
 
 CFG = R.RunConfig('digits', 'symmetric-0.2', n_examples=120, model='fast', width=.25, recipe={'name': 'cpu', 'epochs': 1}, n_models=5)
 
@@ -21,6 +22,11 @@ CFG = R.RunConfig('digits', 'symmetric-0.2', n_examples=120, model='fast', width
 def results(tmp_path, monkeypatch):
     monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
     return tmp_path
+
+
+def only_workers_train(monkeypatch):
+    "From here on this process may load, not train."
+    monkeypatch.setattr(R, 'run_ensemble', lambda data, design, seeds, folder, *args, **kwargs: load_ensemble(folder, seeds))
 
 
 def same(a, b):
@@ -32,16 +38,18 @@ def test_two_workers_give_what_one_gives(results, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        _, one = R.load_or_run(CFG, 'cpu', workers=1)
+        _, one = R.load_or_run(CFG, 'cpu', workers=0)
         monkeypatch.setenv('NOISYMEM_RESULTS', str(results/'two workers'))
+        only_workers_train(monkeypatch)
         _, two = R.load_or_run(CFG, 'cpu', workers=2)
     finally: torch.set_num_threads(threads)
     same(one, two)
     assert not list(results.rglob('*.lock'))
 
 
-def test_a_worker_that_fails_is_heard(results):
+def test_a_worker_that_fails_is_heard(results, monkeypatch):
     from dataclasses import replace
+    only_workers_train(monkeypatch)
     bad = replace(CFG, recipe={'name': 'cpu', 'epochs': 3, 'lr': 1e30, 'schedule': 'constant'})
     with pytest.raises(ValueError, match='the loss became'): R.load_or_run(bad, 'cpu', workers=2)
 
@@ -104,3 +112,14 @@ def test_noise_that_looks_at_features_of_the_users(folder):
     given = {e: R.prepare(R.RunConfig('digits', 'cbn-0.2', noise_embedding=e, model='mlp', recipe='digits'))[0].given_label for e in ('', 'e.npy')}
     assert not torch.equal(given[''], given['e.npy'])
     with pytest.raises(ValueError, match='embedding'): R.prepare(R.RunConfig('digits', 'symmetric-0.2', noise_embedding='e.npy', model='mlp', recipe='digits'))
+
+
+def test_a_large_pool_reaches_the_workers(results, monkeypatch):
+    only_workers_train(monkeypatch)
+    monkeypatch.setattr(R, 'prepare', prepare_large)
+    from dataclasses import replace
+    data, rec = R.load_or_run(replace(CFG, design='chosen', n_examples=0, model='fast', n_models=1, subset_ratio=.5), 'cpu', pool=np.arange(1400), workers=1)
+    assert len(rec['pool']) == 1400
+
+
+prepare_large = R.prepare

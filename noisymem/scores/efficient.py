@@ -14,7 +14,7 @@ from ..core import check_range
 from ..data import Dataset
 from ..ensemble import Design, run_ensemble
 from ..records import Records
-from .heldout import heldout_estimates, soft_estimates
+from .heldout import soft_estimates
 
 # %% ../../nbs/10a_scores.efficient.ipynb #e82b92e3
 def control_variate(
@@ -38,9 +38,9 @@ def _side_mean(values, side):
     "Mean over axis 0 where `side` holds; 0 where it never does."
     return np.where(side, values, 0).sum(0)/np.maximum(side.sum(0), 1)
 
-# %% ../../nbs/10a_scores.efficient.ipynb #768f1464
+# %% ../../nbs/10a_scores.efficient.ipynb #a5e781f4
 def choose_pool(
-    score,              # (N,) higher = more suspicious; NaN is never chosen
+    score,              # (N,) higher = more suspicious; NaN is never chosen for its score
     n:int,              # size of the pool, in [2, N]
     n_random:int=0,     # further members drawn from the rest, to see what the score missed
     seed:int=0,         # of that draw
@@ -58,11 +58,11 @@ def standard_error(
     rec:Records,
     quantile:float=.9, # over pool members, in [0, 1]
     soft:bool=True,    # of the probability of the given label, instead of 0/1
-)->float:              # infinite while a member lacks two models on a side
+)->float:              # infinite while more than 1 - `quantile` of the members lack two models on a side
     "Standard error of memorization that a share `quantile` of the pool members keeps below."
     check_range('quantile', quantile, 0, 1, '[]')
     if soft: error = soft_estimates(rec['given_prob']/np.float32(255), rec['included'])['memorization_se']
-    else: error = heldout_estimates(rec['prediction'][:, rec['pool']] == rec['given_label'][rec['pool']], rec['included'])['memorization_se']
+    else: error = soft_estimates((rec['prediction'][:, rec['pool']] == rec['given_label'][rec['pool']]).astype(float), rec['included'])['memorization_se']
     return float(np.quantile(np.where(np.isnan(error), np.inf, error), quantile, method='higher'))
 
 # %% ../../nbs/10a_scores.efficient.ipynb #458f04fc
@@ -74,16 +74,17 @@ def run_until(
     first:int=20,      # models before the first look
     quantile:float=.9, # share of the pool that must be as precise, in [0, 1]
     soft:bool=True,    # as `standard_error` takes it
-    **settings,        # of `run_ensemble`: folder, model, width, recipe, device, ...
+    folder=None,       # where shards live
+    **settings,        # of `run_ensemble`: model, width, recipe, device, ...
 )->Records:
     "Train models, half as many more each time, until memorization is known well enough."
     check_range('wanted', wanted, 0, math.inf, '()')
+    if folder is None: raise ValueError('folder must be given: models are kept there between looks')
     check_range('first', first, 4, most, '[]')
     n = first
     while True:
-        rec = run_ensemble(data, design, n, **settings)
+        rec = run_ensemble(data, design, n, folder, **settings)
         error = standard_error(rec, quantile, soft)
         print(f'{n} models: standard error {error:.3f} at quantile {quantile:g}, wanted {wanted:g}')
         if error <= wanted or n >= most: return rec
-        needed = n*(error/wanted)**2 if math.isfinite(error) else math.inf
-        n = int(min(most, max(n + 1, min(math.ceil(needed), n + n//2))))
+        n = math.ceil(min(most, max(n + 1, min(n*(error/wanted)**2, n + n//2))))
