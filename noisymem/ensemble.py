@@ -13,6 +13,7 @@ import re
 import time
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -95,10 +96,16 @@ def _chosen_pool(pool, n):
         raise ValueError(f'pool must name different positions in [0, {n}), got {len(pool)} of them')
     return np.sort(pool)
 
-# %% ../nbs/08_ensemble.ipynb #89f6edc6
+# %% ../nbs/08_ensemble.ipynb #9f8a751e
+@cache
 def _rotation(subset_ratio):
-    "How many models share one shuffled pool: the denominator of the share left out, at most 20."
-    return max(2, Fraction(1 - subset_ratio).limit_denominator(20).denominator)
+    "How many models share one shuffled pool, and which parts of it the first of them leaves out."
+    share = Fraction(1 - subset_ratio).limit_denominator(20)
+    n, parts = max(2, share.denominator), [0]
+    while len(parts) < max(1, share.numerator):
+        repeats = lambda p: sum((p - q) % n == (q2 - q3) % n for q in parts for q2 in parts for q3 in parts if q2 != q3)
+        parts.append(min(set(range(n)) - set(parts), key=repeats))
+    return n, tuple(parts)
 
 # %% ../nbs/08_ensemble.ipynb #200de58a
 def draw_included(
@@ -107,12 +114,15 @@ def draw_included(
 )->Tensor:          # (P,) bool, True where the model trains on the pool member
     "Draw which pool members a model sees."
     check_range('seed', seed, 0, 2**32 - 1)
-    turn, n_turns = (seed % _rotation(design.subset_ratio), _rotation(design.subset_ratio)) if design.draw == 'rotated' else (0, 1)
+    n_turns, parts = _rotation(design.subset_ratio) if design.draw == 'rotated' else (1, ())
     rng, included = np.random.RandomState(seed // n_turns), np.zeros(len(design.pool), bool)
     for s in torch.unique(design.strata):
         member = np.flatnonzero(design.strata == s)
         size = int(design.subset_ratio*len(member))
-        if design.draw == 'rotated': seen = np.roll(rng.permutation(member), -(turn*len(member)//n_turns))[:size]
+        if design.draw == 'rotated':
+            pieces = np.array_split(rng.permutation(member), n_turns)
+            order = sorted(range(n_turns), key=lambda i: i in parts)  # those left out come last
+            seen = np.concatenate([pieces[(seed + i) % n_turns] for i in order])[:size]
         else: seen = rng.choice(member, size=size, replace=False)
         included[seen] = True
     return torch.as_tensor(included)
