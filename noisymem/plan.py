@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['find_configs', 'Cost', 'cost_of', 'plan_jobs', 'format_plan']
 
-# %% ../nbs/50d_plan.ipynb #7a61354a
+# %% ../nbs/50d_plan.ipynb #0448ccbc
 import json
+import math
 import os
 import resource
 import subprocess
@@ -22,11 +23,10 @@ import torch
 
 from .batch import Job
 from .core import config_hash, pick_device, pick_precision, results_dir
-from .data import Dataset
-from .ensemble import Design, _shard, draw_included, ensemble_config, is_stacked, make_design, parse_seeds
+from .ensemble import _shard, ensemble_config, is_stacked, parse_seeds
 from .models import count_macs, make_model
 from .noise import tsne_2d
-from .runs import RunConfig, _readable, prepare
+from .runs import RunConfig, _readable, count_workers, prepare
 from .stacked import group_size, train_stacked
 from .train import get_recipe, predict, to_device, train
 
@@ -56,9 +56,9 @@ def find_configs(
 class Cost:
     "What the missing models of one configuration take."
     models:int         # to be trained
-    seconds:float      # for all of them, one after the other or stacked
+    seconds:float      # for all of them: stacked, or by as many processes as `load_or_run` starts
     flop:float         # operations, two per multiply-add, backward counted as twice the forward pass
-    memory:float       # bytes, peak of this process after measuring
+    memory:float       # bytes of one process, the peak of this one so far
     disk:float         # bytes
 
 # %% ../nbs/50d_plan.ipynb #700697cf
@@ -78,6 +78,14 @@ def _measure_loop(data, cfg, recipe, device, seconds=3.):
     start = _now(device)
     predict(model, look, data.mean, data.std, precision=pick_precision(recipe.precision, device))
     return step, (_now(device) - start)/len(look)
+
+# %% ../nbs/50d_plan.ipynb #cd5c7c4e
+def _measure_alone(data, cfg, recipe, device):
+    "The same as a worker process would see it: with one thread, on a CPU."
+    threads = torch.get_num_threads()
+    if device.type == 'cpu': torch.set_num_threads(1)
+    try: return _measure_loop(data, cfg, recipe, device)
+    finally: torch.set_num_threads(threads)
 
 # %% ../nbs/50d_plan.ipynb #cbbcc879
 def _now(device):
@@ -128,10 +136,11 @@ def cost_of(
     if not missing: return Cost(0, 0., 0., 0., 0.)
     resident = to_device(data, device)
     if is_stacked(cfg.model, cfg.recipe, cfg.eval_view): step, look = _measure_stack(resident, cfg, recipe, device, missing)
-    else: step, look = _measure_loop(resident, cfg, recipe, device)
+    else: step, look = _measure_alone(resident, cfg, recipe, device)
     seconds = step*recipe.epochs*(-(-n_seen//recipe.batch_size)) + look*(data.n + len(data.x_test)) + .01
     memory = torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
-    return Cost(missing, missing*seconds, missing*flop, memory, missing*_shard_bytes(data, design))
+    at_once = max(1, count_workers(cfg, device, missing))
+    return Cost(missing, math.ceil(missing/at_once)*seconds, missing*flop, memory, missing*_shard_bytes(data, design))
 
 # %% ../nbs/50d_plan.ipynb #1f210a4c
 def _import_seconds():
@@ -158,11 +167,11 @@ def plan_jobs(
     start, asked, maps, rows = _import_seconds(), {}, set(), []
     for job in jobs:
         cfgs = find_configs(job)
-        costs = [cost_of(c, device, asked.setdefault(replace(c, n_models=1), set())) for c in cfgs]
+        costs = [cost_of(c, device, asked.setdefault(config_hash(replace(c, n_models=1)), set())) for c in cfgs]
         draw = 2.5*start
-        if 'load_map(' in job.notebook.read_text(encoding='utf-8') and replace(cfgs[0], n_models=1) not in maps:
+        if 'load_map(' in job.notebook.read_text(encoding='utf-8') and config_hash(replace(cfgs[0], n_models=1)) not in maps:
             draw += _map_seconds(prepare(cfgs[0])[0].n)
-            maps.add(replace(cfgs[0], n_models=1))
+            maps.add(config_hash(replace(cfgs[0], n_models=1)))
         rows.append(dict(job=job.name, models=sum(c.models for c in costs), seconds=draw + sum(c.seconds for c in costs), flop=sum(c.flop for c in costs), memory=max([c.memory for c in costs], default=0), disk=sum(c.disk for c in costs)))
     return pd.DataFrame(rows)
 
