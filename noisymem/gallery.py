@@ -30,7 +30,7 @@ def _lead(folder, state):
     variant = '' if state.get('notebook', folder.name) == folder.name else f' ({folder.name})'
     for path in (folder/f'{folder.name}.ipynb', folder/f'{folder.name}.failed.ipynb'):
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells'] if path.exists() else ():
-            if cell['cell_type'] != 'markdown': continue
+            if cell['cell_type'] != 'markdown' or any('error' in t for t in cell['metadata'].get('tags', [])): continue  # papermill puts a banner on top of a notebook that failed
             lines = [l.strip() for l in ''.join(cell['source']).splitlines() if l.strip()]
             title = lines[0].lstrip('# ') + variant if lines else folder.name
             return title, next((l.lstrip('> ') for l in lines[1:]), '')

@@ -357,3 +357,12 @@ def test_a_reader_that_leaves_early(results):
     p = subprocess.Popen([Path(sys.executable).parent/'noisymem', 'status'], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     p.stdout.close()
     assert p.stderr.read() == b'' and p.wait(60) == 0
+
+
+def test_the_banner_of_a_failed_notebook_is_no_title(tmp_path):
+    from noisymem.gallery import _lead
+    folder = tmp_path/'fig_x'
+    folder.mkdir()
+    cells = [dict(cell_type='markdown', metadata=dict(tags=['papermill-error-cell-tag']), source=['<span>An Exception was encountered</span>']), dict(cell_type='markdown', metadata={}, source=['# Title\n', '\n', '**Claim.** So.'])]
+    (folder/'fig_x.failed.ipynb').write_text(json.dumps(dict(cells=cells)))
+    assert _lead(folder, {}) == ('Title', '**Claim.** So.')
