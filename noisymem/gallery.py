@@ -24,12 +24,17 @@ def _jobs_done(profile):
     if not states: raise ValueError(f'profile {profile!r} has no results yet; run `noisymem run {profile}` first')
     return states
 
+# %% ../nbs/50c_gallery.ipynb #ec774f08
+def _executed(folder):
+    "The executed notebook of a job, also of one whose claims fail, if there is one."
+    return [p for p in (folder/f'{folder.name}.ipynb', folder/f'{folder.name}.failed.ipynb') if p.exists()][:1]
+
 # %% ../nbs/50c_gallery.ipynb #1979a315
 def _lead(folder, state):
     "Title and opening sentence of the executed notebook: its first Markdown cell; a variant carries its name."
     variant = '' if state.get('notebook', folder.name) == folder.name else f' ({folder.name})'
-    for path in (folder/f'{folder.name}.ipynb', folder/f'{folder.name}.failed.ipynb'):
-        for cell in json.loads(path.read_text(encoding='utf-8'))['cells'] if path.exists() else ():
+    for path in _executed(folder):
+        for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
             if cell['cell_type'] != 'markdown' or any('error' in t for t in cell['metadata'].get('tags', [])): continue  # papermill puts a banner on top of a notebook that failed
             lines = [l.strip() for l in ''.join(cell['source']).splitlines() if l.strip()]
             title = lines[0].lstrip('# ') + variant if lines else folder.name
@@ -114,14 +119,15 @@ def _markdown(profile, jobs, claims):
         lines += [f'![{folder.name}]({name})' for name in _files(folder, state, 'png')] + ['']
         rows = _claim_rows(own)
         if rows: lines += ['| ' + ' | '.join(CLAIM_COLUMNS) + ' |', '|' + '---|'*len(CLAIM_COLUMNS)] + ['| ' + ' | '.join(t.replace('|', '\\|') for t in r) + ' |' for r in rows] + ['']
-        lines += [f"{state['status']}, {state['seconds']:.0f} s, [executed notebook]({folder.name}.ipynb)" if (folder/f'{folder.name}.ipynb').exists() else state['status'], '']
+        lines += [', '.join([state['status'], *([f"{state['seconds']:.0f} s"] if 'seconds' in state else []), *(f'[executed notebook]({p.name})' for p in _executed(folder))]), '']
     return '\n'.join(lines)
 
-# %% ../nbs/50c_gallery.ipynb #7f9b9178
+# %% ../nbs/50c_gallery.ipynb #cbdd7afd
 def _copy_notebook(path, to):
-    "Copy an executed notebook without papermill's notes on the machine."
+    "Copy an executed notebook without what says where it ran: papermill's notes, the paths of a traceback."
     nb = json.loads(path.read_text(encoding='utf-8'))
     for part in (nb, *nb['cells']): part['metadata'].pop('papermill', None)
+    for error in (o for c in nb['cells'] for o in c.get('outputs', ()) if o['output_type'] == 'error'): error['traceback'] = [f"{error['ename']}: {error['evalue']}"]
     (to/path.name).write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/50c_gallery.ipynb #0d8033df
@@ -135,7 +141,7 @@ def write_gallery(
     to.mkdir(parents=True, exist_ok=True)
     for folder, state in jobs:
         for name, p in (_files(folder, state, 'png') | _files(folder, state, 'csv')).items(): shutil.copyfile(p, to/name)
-        if (folder/f'{folder.name}.ipynb').exists(): _copy_notebook(folder/f'{folder.name}.ipynb', to)
+        for p in _executed(folder): _copy_notebook(p, to)
     sections = ''.join(_html_section(f, s, claims[claims.figure == f.name]) for f, s in jobs)
     links = ''.join(f'<a href="#{f.name}">{f.name}</a>' for f, _ in jobs)
     page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>noisymem: {html.escape(profile)}</title><style>{STYLE}</style>'
