@@ -145,7 +145,8 @@ def test_time_out(tmp_path, results):
 
 def test_interrupted_leaves_nothing_that_looks_finished(tmp_path, results):
     path = notebook(tmp_path, "long", f'import time; open(r"{tmp_path}/started", "w").close(); time.sleep(600)')
-    p = subprocess.Popen([Path(sys.executable).parent/'noisymem', 'run', path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    p = subprocess.Popen([Path(sys.executable).parent/'noisymem', 'run', path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a test run in the background ignores it, and a child inherits that
     deadline = time.monotonic() + 60
     while not (tmp_path/'started').exists() and time.monotonic() < deadline: time.sleep(.1)
     p.send_signal(signal.SIGINT)
