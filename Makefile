@@ -9,7 +9,7 @@ ready := $(VENV)/.ready
 .PHONY: demo test setup check-export clean
 
 demo: setup
-	OMP_NUM_THREADS=1 $(BIN)/noisymem run demo  # networks this small gain nothing from several threads
+	$(BIN)/noisymem run demo
 
 test: setup
 	sh tools/check_clean.sh $(BIN)
