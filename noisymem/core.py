@@ -16,7 +16,6 @@ import os
 import pickle
 import platform
 import subprocess
-import sys
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path

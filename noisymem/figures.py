@@ -11,7 +11,6 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from .core import check_choice, provenance, results_dir, save_atomic, save_json

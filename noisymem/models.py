@@ -13,7 +13,7 @@ from collections import OrderedDict
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .core import check_choice, check_range
 

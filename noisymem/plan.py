@@ -15,18 +15,17 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
 from .batch import Job
-from .core import config_hash, pick_device, pick_precision, results_dir
-from .ensemble import _shard, ensemble_config, is_stacked, parse_seeds
+from .core import config_hash, pick_device, pick_precision
+from .ensemble import _shard, is_stacked, parse_seeds
 from .models import count_macs, make_model
 from .noise import tsne_2d
-from .runs import RunConfig, _readable, count_workers, prepare
+from .runs import RunConfig, count_workers, ensemble_folder, prepare
 from .stacked import group_size, train_stacked
 from .train import get_recipe, predict, to_device, train
 
@@ -48,7 +47,7 @@ def find_configs(
         finally:
             if before is None: del os.environ['NOISYMEM_FIGURE']
             else: os.environ['NOISYMEM_FIGURE'] = before
-    found = space.get('cfgs') or [space[k] for k in ('cfg',) if k in space]
+    found = space.get('cfgs') or [space['cfg']]
     return list(found.values()) if isinstance(found, dict) else list(found)
 
 # %% ../nbs/50d_plan.ipynb #ee9d2c96
@@ -115,6 +114,11 @@ def _shard_bytes(data, design):
     left_out = len(design.pool) - design.n_included
     return .5*(data.n + len(data.x_test) + 2*len(design.pool) + left_out*data.n_classes) + len(design.pool)/8 + 4000
 
+# %% ../nbs/50d_plan.ipynb #0d9be114
+def _stand_in(cfg):
+    "A pool in place of one that is chosen only when a cheap score is known: the first fifth. Models of a chosen pool that are there already are counted as missing."
+    return np.arange(max(2, prepare(replace(cfg, design='uniform'))[0].n//5))
+
 # %% ../nbs/50d_plan.ipynb #f57f4772
 def cost_of(
     cfg:RunConfig,
@@ -123,9 +127,8 @@ def cost_of(
 )->Cost:
     "Measure a few steps and extrapolate to the models that are missing."
     device, recipe = pick_device(device), get_recipe(cfg.recipe)
-    data, design = prepare(cfg, np.arange(max(2, prepare(replace(cfg, design='uniform'))[0].n//5)) if cfg.design == 'chosen' else None)
-    config = ensemble_config(data, design, cfg.model, cfg.width, cfg.recipe, pick_precision(recipe.precision, device), cfg.eval_view)
-    folder = results_dir()/'ensembles'/f'{_readable(cfg)}-{config_hash(config)}'
+    data, design = prepare(cfg, _stand_in(cfg) if cfg.design == 'chosen' else None)
+    folder, _ = ensemble_folder(cfg, data, design, device)
     asked = set() if asked is None else asked
     todo = {s for s in parse_seeds(cfg.n_models) if not _shard(folder, s).exists()} - asked
     asked |= todo
@@ -180,9 +183,9 @@ def format_plan(
     table:pd.DataFrame, # of `plan_jobs`
 )->str:
     "Lay a plan out as text, with a total."
-    total = table.assign(job='total').groupby('job').agg(models=('models', 'sum'), seconds=('seconds', 'sum'), flop=('flop', 'sum'), memory=('memory', 'max'), disk=('disk', 'sum')).reset_index()
+    total = table.agg(dict(models='sum', seconds='sum', flop='sum', memory='max', disk='sum')).to_frame().T.assign(job='total')
     lines = [f"{'':28} {'models':>7} {'time':>9} {'TFLOP':>10} {'memory':>9} {'disk':>9}"]
     for r in pd.concat([table, total]).itertuples():
         time_ = f'{r.seconds:.0f} s' if r.seconds < 120 else f'{r.seconds/60:.0f} min' if r.seconds < 7200 else f'{r.seconds/3600:.1f} h'
-        lines.append(f'{r.job:28} {r.models:7d} {time_:>9} {r.flop/1e12:10.4g} {r.memory/2**20:6.0f} MB {r.disk/2**20:6.1f} MB')
+        lines.append(f'{r.job:28} {int(r.models):7d} {time_:>9} {r.flop/1e12:10.4g} {r.memory/2**20:6.0f} MB {r.disk/2**20:6.1f} MB')
     return '\n'.join(lines)

@@ -199,5 +199,7 @@ def _run_groups(models, data, recipe, seeds, positions, device):
         each = (time.perf_counter() - begun)/sum(i is not None for i in places)
         return [StackedRun(models[i].eval(), seeds[i], *answer, each) for i, *answer in zip(places, losses, logits, test_logits) if i is not None]
 
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         for runs in pool.map(run, range(0, len(blocks), n_blocks)): yield from runs
+    finally: pool.shutdown(cancel_futures=True)  # an error, or a reader that stops, leaves the groups in the queue untrained

@@ -1,6 +1,5 @@
 "Profiles, jobs, claims, gallery, command line: strict before, honest after."
 import json
-import os
 import signal
 import subprocess
 import sys

@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import platform
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -120,3 +121,23 @@ def test_damaged_json_is_named(tmp_path):
 
 
 def test_provenance_is_plain_json(): json.dumps(C.provenance())
+
+
+FAULTS = '''
+import resource, sys, torch
+from noisymem.core import keep_memory
+kept = keep_memory() if sys.argv[1] == 'keep' else None
+def work():
+    for _ in range(20): blocks = [torch.empty(16*2**20, dtype=torch.uint8).fill_(1) for _ in range(6)]; del blocks
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kept)
+'''
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library than glibc')
+def test_kept_memory_is_not_faulted_in_again():
+    faults = {how: subprocess.run([sys.executable, '-c', FAULTS, how], capture_output=True, text=True, check=True).stdout.split() for how in ('keep', 'give back')}
+    assert faults['keep'][1] == 'True'
+    assert int(faults['keep'][0]) < 100 < 1000 < int(faults['give back'][0])

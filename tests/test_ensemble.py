@@ -1,5 +1,4 @@
 "Ensembles: published splits, kill and resume, two processes, damage, mixtures, size."
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,6 @@ from noisymem import ensemble as E
 from noisymem.core import config_hash
 from noisymem.data import load_dataset, sample
 from noisymem.noise import add_noise
-from noisymem.records import load_records, save_records
 from noisymem.scores.heldout import heldout_pred_probs, score_exclusion, score_heldout
 
 QUICK = {'name': 'digits', 'epochs': 2}

@@ -1,8 +1,6 @@
 "What a profile will cost, told before it runs."
-import time
 
 import pytest
-import torch
 
 from noisymem.batch import load_profile, make_job
 from noisymem.plan import cost_of, find_configs, format_plan, plan_jobs

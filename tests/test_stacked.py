@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from noisymem import ensemble as E
+from noisymem import stacked
 from noisymem.data import load_dataset, sample
 from noisymem.models import make_model
 from noisymem.noise import add_noise
@@ -102,3 +103,19 @@ def test_cuda_agrees_with_cpu(digits):
     recipe = QUICK | {'precision': 'fp32'}
     cpu = go(digits, [0, 1], recipe=recipe)
     for r in train_stacked(nets(digits, [0, 1]), digits, recipe, [0, 1], device='cuda'): torch.testing.assert_close(r.logits.cpu(), cpu[r.seed].logits, atol=5e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize('how', ['an error', 'a reader that stops'])
+def test_groups_in_the_queue_are_not_trained_in_vain(digits, monkeypatch, how):
+    trained, real = [], stacked._train_group
+    def count(*args):
+        trained.append(1)
+        if how == 'an error': raise ValueError('boom')
+        return real(*args)
+    monkeypatch.setattr(stacked, '_train_group', count)
+    seeds = list(range(16*40))  # ten groups of 64
+    runs = train_stacked(nets(digits, seeds, width=.01), digits, QUICK | {'epochs': 1}, seeds, device='cpu')
+    if how == 'an error':
+        with pytest.raises(ValueError, match='boom'): next(runs)
+    else: next(runs); runs.close()
+    assert len(trained) <= 1 + 2*torch.get_num_threads()

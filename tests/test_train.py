@@ -1,5 +1,4 @@
 "The training loop: schedules, chance, resume, observers, the shared pass."
-from dataclasses import replace
 
 import numpy as np
 import pytest

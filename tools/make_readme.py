@@ -1,7 +1,6 @@
 "Write README.md from nbs/index.ipynb; `--check` only compares. No quarto."
 import re
 import sys
-import warnings
 from pathlib import Path
 
 import nbformat

@@ -125,7 +125,7 @@ def score_exclusion(
     return score
 
 # %% ../../nbs/10_scores.heldout.ipynb #43556092
-def _one(prob):
+def _normalised(prob):
     "Rows of stored class probabilities, scaled to add up to 1."
     return prob/np.maximum(prob.sum(1, keepdims=True, dtype=np.float64), 1)
 
@@ -136,7 +136,7 @@ def heldout_pred_probs(
     "Average the class probabilities over the models that did not see the example: out-of-sample for the whole pool."
     _needs(rec, 'heldout_prob', 'heldout_votes counts predictions')
     total, n_out = np.zeros((len(rec['pool']), rec['heldout_prob'].shape[2])), (~rec['included']).sum(0)
-    for included, prob in zip(rec['included'], rec['heldout_prob']): total[~included] += _one(prob)
+    for included, prob in zip(rec['included'], rec['heldout_prob']): total[~included] += _normalised(prob)
     return _divide(total, n_out[:, None]).astype(np.float32)
 
 # %% ../../nbs/10_scores.heldout.ipynb #a808e49e
@@ -173,6 +173,19 @@ def triage(
     return pd.Series(pd.Categorical(kinds, ['never learned', 'memorized', 'wrong but learned', 'between', 'unknown']), index=table.index, name='triage')
 
 # %% ../../nbs/10_scores.heldout.ipynb #fd0d057d
+def _influence_counts(test_correct, included, block, device):
+    "Block by block: columns, right answers with the member in and out (M, b), models with it in and out (b,)."
+    test_correct, included, device = np.asarray(test_correct, bool), np.asarray(included, bool), pick_device(device)
+    if len(test_correct) != len(included): raise ValueError(f'test_correct and included must have one row per model, got {len(test_correct)} and {len(included)}')
+    right = torch.as_tensor(test_correct).to(device, torch.float32)
+    total = right.sum(0)[:, None]
+    for start in range(0, included.shape[1], block):
+        cols = slice(start, min(start + block, included.shape[1]))
+        seen = torch.as_tensor(included[:, cols]).to(device, torch.float32)
+        n_in, k_in = seen.sum(0), right.T @ seen
+        yield cols, k_in, total - k_in, n_in, len(included) - n_in
+
+# %% ../../nbs/10_scores.heldout.ipynb #7c1f0a2e
 def influence_blocks(
     test_correct,        # (R, M) bool, the model is right on the test example
     included,            # (R, P) bool, the model was trained on the pool member
@@ -181,17 +194,9 @@ def influence_blocks(
     device='auto',
 ):                       # yields (slice of columns, (M, b) float32 tensor on the device)
     "Estimate influence of every pool member on every test example, block by block."
-    test_correct, included, device = np.asarray(test_correct, bool), np.asarray(included, bool), pick_device(device)
-    if len(test_correct) != len(included): raise ValueError(f'test_correct and included must have one row per model, got {len(test_correct)} and {len(included)}')
-    right = torch.as_tensor(test_correct).to(device, torch.float32)
-    total = right.sum(0)[:, None]
-    for start in range(0, included.shape[1], block):
-        cols = slice(start, min(start + block, included.shape[1]))
-        seen = torch.as_tensor(included[:, cols]).to(device, torch.float32)
-        n_in, both = seen.sum(0), right.T @ seen
-        n_out = len(included) - n_in
-        if compat == 'original': yield cols, (both.double()/n_in.clamp(min=1e-10)).float() - ((total - both).double()/n_out.clamp(min=1e-10)).float()
-        else: yield cols, both/n_in - (total - both)/n_out
+    for cols, k_in, k_out, n_in, n_out in _influence_counts(test_correct, included, block, device):
+        if compat == 'original': yield cols, (k_in.double()/n_in.clamp(min=1e-10)).float() - (k_out.double()/n_out.clamp(min=1e-10)).float()
+        else: yield cols, k_in/n_in - k_out/n_out
 
 # %% ../../nbs/10_scores.heldout.ipynb #4ce029fc
 def influence(
@@ -202,12 +207,10 @@ def influence(
     return np.concatenate([b.cpu().numpy() for _, b in influence_blocks(test_correct, included, compat=compat, device=device)], axis=1)
 
 # %% ../../nbs/10_scores.heldout.ipynb #710c0ff0
-def _influence_se(test_correct, included, device):
+def _influence_se(k_in, k_out, n_in, n_out):
     "Standard errors of a block of influences, (M, b); each side's frequency with one success and one failure added, so that none is 0."
-    right, seen = (torch.as_tensor(np.asarray(t, bool)).to(device, torch.float32) for t in (test_correct, included))
-    n_in, both, total = seen.sum(0), right.T @ seen, right.sum(0)[:, None]
     var = lambda k, n: ((k + 1)/(n + 2))*(1 - (k + 1)/(n + 2))/n
-    return (var(both, n_in) + var(total - both, len(seen) - n_in)).sqrt()
+    return (var(k_in, n_in) + var(k_out, n_out)).sqrt()
 
 # %% ../../nbs/10_scores.heldout.ipynb #9118f2de
 def influence_topk(
@@ -220,8 +223,9 @@ def influence_topk(
     check_range('z', z, 0, math.inf, '[)')
     check_range('k', k, 1, np.asarray(included).shape[1])
     best = None
-    for cols, values in influence_blocks(test_correct, included, block, device=device):
-        rank = (values - z*_influence_se(test_correct, included[:, cols], values.device) if z else values).nan_to_num(nan=-torch.inf)
+    for cols, k_in, k_out, n_in, n_out in _influence_counts(test_correct, included, block, device):
+        values = k_in/n_in - k_out/n_out
+        rank = (values - z*_influence_se(k_in, k_out, n_in, n_out) if z else values).nan_to_num(nan=-torch.inf)
         rank, ids = rank.topk(min(k, values.shape[1]), dim=1)
         found = rank, values.gather(1, ids), ids + cols.start
         if best is not None: found = [torch.cat(pair, 1) for pair in zip(best, found)]
