@@ -11,7 +11,7 @@ __all__ = ['DESIGNS', 'DRAWS', 'EVAL_VIEWS', 'Design', 'make_design', 'draw_incl
 import math
 import re
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from . import __version__
 from .augment import apply_augmentation, draw_augmentation
 from .core import array_hash, check_choice, check_range, config_hash, load_json, make_generator, pick_device, pick_precision, provenance, save_json
 from .data import Dataset
@@ -219,6 +220,11 @@ def is_stacked(
     "Say whether the models of an ensemble train as one stack."
     return can_stack(model, recipe) and eval_view == 'plain'
 
+# %% ../nbs/08_ensemble.ipynb #e0f73856
+def _settings(recipe):
+    "What a recipe sets; a setting left at its default is left out, so that a new one changes no key."
+    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
+
 # %% ../nbs/08_ensemble.ipynb #e1f6dc27
 def ensemble_config(
     data:Dataset, design:Design, model:str, width:float, recipe, precision:str, eval_view:str,
@@ -226,7 +232,7 @@ def ensemble_config(
     "Collect what decides the content of a shard."
     return dict(
         dataset=data.name, noise=data.noise, data=data.fingerprint, mean=data.mean, std=data.std, design=design.kind, subset_ratio=design.subset_ratio, pool=array_hash(design.pool),
-        model=model, width=width, recipe=asdict(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, format=3,
+        model=model, width=width, recipe=_settings(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, library=__version__, format=4,
         **({'draw': design.draw} if design.draw != 'independent' else {}), **({'stacked': True} if is_stacked(model, recipe, eval_view) else {}))
 
 # %% ../nbs/08_ensemble.ipynb #b3ab1d8d

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESNETS', 'FAST', 'MODELS', 'KINDS', 'scaled', 'ResBlock', 'PreActBlock', 'resnet_backbone', 'fast_backbone',
-           'mlp_backbone', 'linear_backbone', 'make_head', 'Classifier', 'make_model', 'count_parameters', 'count_macs',
-           'layer_names', 'capture']
+           'Whitening', 'Divide', 'whitened_backbone', 'mlp_backbone', 'linear_backbone', 'make_head', 'Classifier',
+           'make_model', 'count_parameters', 'count_macs', 'layer_names', 'capture']
 
 # %% ../nbs/03_models.ipynb #6a46e1e0
 import math
@@ -143,6 +143,67 @@ def fast_backbone(
         mods.append((f'stage{i}', nn.Sequential(OrderedDict(stage))))
     return _backbone(mods + _global_pool(), c_in)
 
+# %% ../nbs/03_models.ipynb #dce6044e
+class Whitening(nn.Conv2d):
+    "2x2 convolution that whitens patches; its filters are fitted to inputs, its bias is learned."
+    def __init__(
+        self,
+        c_in:int, # channels in; 8 times as many come out
+    ):
+        super().__init__(c_in, 8*c_in, 2)
+        self.weight.requires_grad_(False)
+        nn.init.zeros_(self.bias)
+        self.register_buffer('fitted', torch.tensor(False))
+
+    @torch.no_grad()
+    def fit(
+        self,
+        x,             # (B, C, H, W) normalised images
+        epsilon=5e-4,  # added to the second moments
+    ):
+        "Set the filters, unless they are set."
+        if self.fitted: return
+        patches = x.float().cpu().unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1)
+        moment, directions = torch.linalg.eigh((patches.T @ patches).double()/len(patches))
+        filters = (directions/(moment + epsilon).sqrt()).T.view(-1, *self.weight.shape[1:])
+        self.weight.copy_(torch.cat([filters, -filters]))
+        self.fitted.fill_(True)
+
+# %% ../nbs/03_models.ipynb #ca48280d
+def _whitened_conv(j, c_in, c, pool):
+    "A convolution that begins as a partial identity, pooling, a norm without scale, GELU."
+    conv, norm = _conv(c_in, c, 3), nn.BatchNorm2d(c, momentum=.4)
+    nn.init.dirac_(conv.weight[:min(c_in, c)].data)
+    norm.weight.requires_grad_(False)
+    return [(f'conv{j}', conv), *([('pool', nn.MaxPool2d(2, ceil_mode=True))] if pool else []), (f'bn{j}', norm), (f'gelu{j}', nn.GELU())]
+
+# %% ../nbs/03_models.ipynb #95e2e988
+class Divide(nn.Module):
+    "Divide by a constant."
+    def __init__(
+        self,
+        by:float, # not 0
+    ):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x): return x/self.by
+
+# %% ../nbs/03_models.ipynb #adca55d8
+def whitened_backbone(
+    in_shape:tuple,   # (C, H, W), at least 2 pixels a side
+    width:float=1.0,  # scales the stages
+)->nn.Module:         # (B, C, H, W) -> (B, n_features)
+    "Build the whitened net without its classifier."
+    if min(in_shape[1:]) < 2: raise ValueError(f'in_shape must have at least 2 pixels a side for whitening, got {in_shape}')
+    c_in = 8*in_shape[0]
+    mods = [('whitening', Whitening(in_shape[0])), ('gelu', nn.GELU())]
+    for i, c in enumerate((64, 256, 256), 1):
+        c = scaled(c, width)
+        mods.append((f'stage{i}', nn.Sequential(OrderedDict(_whitened_conv(1, c_in, c, True) + _whitened_conv(2, c, c, False)))))
+        c_in = c
+    return _backbone([*mods, ('pool', nn.AdaptiveMaxPool2d(1)), ('flat', nn.Flatten()), ('divide', Divide(9))], c_in)
+
 # %% ../nbs/03_models.ipynb #5bdef5d6
 def mlp_backbone(
     in_shape:tuple,   # (D,) or (C, H, W)
@@ -202,9 +263,9 @@ class Classifier(nn.Module):
         for k in heads: check_choice('heads', k, known)
         return {k: known[k](f) for k in heads}
 
-# %% ../nbs/03_models.ipynb #1665c4dc
+# %% ../nbs/03_models.ipynb #a84b85ae
 MODELS = { # name: (function that builds the backbone, its settings)
-    **{k: (fast_backbone, {'name': k}) for k in FAST},
+    **{k: (fast_backbone, {'name': k}) for k in FAST}, 'whitened': (whitened_backbone, {}),
     **{f'resnet{d}': (resnet_backbone, {'depth': d}) for d in RESNETS},
     **{f'preact_resnet{d}': (resnet_backbone, {'depth': d, 'preact': True}) for d in RESNETS},
     'mlp': (mlp_backbone, {}), 'linear': (linear_backbone, {})}

@@ -9,6 +9,7 @@ __all__ = ['RECIPES', 'Recipe', 'get_recipe', 'learning_rate', 'Batch', 'supervi
 # %% ../nbs/07_train.ipynb #0448ccbc
 import json
 import math
+import os
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from .augment import apply_augmentation, draw_augmentation, normalize
 from .core import canonical_json, check_choice, check_range, derive_seed, keep_memory, make_generator, pick_device, pick_precision, save_atomic
 from .data import Dataset
 from .losses import cross_entropy, margin
-from .models import capture
+from .models import KINDS, Whitening, capture
 from .records import Records
 
 # %% ../nbs/07_train.ipynb #8df70f4a
@@ -41,6 +42,7 @@ class Recipe:
     momentum:float = .9        # of sgd
     nesterov:bool = False      # of sgd
     weight_decay:float = 5e-4  # L2, inside the gradient
+    bias_lr:float = 1.         # factor on the rate of the norms' biases; their weight decay is divided by it
     augment:tuple = (('crop', 4), ('flip', True))  # pairs (name, parameter) as `draw_augmentation` takes them
     label_smoothing:float = 0. # in [0, 1)
     precision:str = 'auto'     # 'auto', 'fp32' or 'bf16'
@@ -52,12 +54,16 @@ class Recipe:
         check_range('epochs', self.epochs, 1, math.inf, '[)')
         check_range('batch_size', self.batch_size, 1, math.inf, '[)')
         check_range('lr', self.lr, 0, math.inf, '()')
+        check_range('bias_lr', self.bias_lr, 0, math.inf, '()')
         check_range('warmup', self.warmup, 0, 1, '()')
 
 # %% ../nbs/07_train.ipynb #22c22611
 RECIPES = {
     'paper': Recipe(precision='fp32'),
     'cpu': Recipe(epochs=10, batch_size=128, lr=.2, schedule='onecycle', nesterov=True, augment=(('flip', True),), label_smoothing=.1),
+    'fast': Recipe(
+        epochs=14, batch_size=512, lr=.75, schedule='onecycle', warmup=.23, momentum=.85, nesterov=True, weight_decay=2.7e-3, bias_lr=64.,
+        augment=(('crop_reflect', 2), ('flip', 'alternating')), label_smoothing=.2),
     'mnist': Recipe(epochs=10, batch_size=128, schedule='constant', weight_decay=0., augment=()),
     'digits': Recipe(epochs=30, batch_size=64, lr=.1, schedule='onecycle', nesterov=True, weight_decay=1e-4, augment=()),
 }
@@ -166,12 +172,21 @@ def _tell(observers, moment, state):
         listener = getattr(o, moment, None) or (o if moment == 'after_epoch' and not hasattr(o, 'before_epoch') and not hasattr(o, 'after_step') and callable(o) else None)
         if listener is not None: listener(state)
 
+# %% ../nbs/07_train.ipynb #ab078221
+def _parameter_groups(model, recipe):
+    "What is learned; the biases of norms apart where they have a rate of their own. `factor` multiplies the rate."
+    biases = [m.bias for m in model.modules() if isinstance(m, KINDS['norm']) and m.bias is not None] if recipe.bias_lr != 1 else []
+    apart = set(map(id, biases))
+    groups = [([p for p in model.parameters() if p.requires_grad and id(p) not in apart], 1.), (biases, recipe.bias_lr)]
+    return [dict(params=params, factor=factor, weight_decay=recipe.weight_decay/factor) for params, factor in groups if params]
+
 # %% ../nbs/07_train.ipynb #16285362
 def _make_optimizer(model, recipe):
     "Build the optimizer of a recipe; the rate is set anew at every step."
-    fused = next(model.parameters()).device.type in ('cuda', 'cpu')
-    if recipe.optimizer == 'adam': return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
-    return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay, fused=fused)
+    groups = _parameter_groups(model, recipe)
+    fused = groups[0]['params'][0].device.type in ('cuda', 'cpu')
+    if recipe.optimizer == 'adam': return torch.optim.Adam(groups, lr=recipe.lr, fused=fused)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
 
 # %% ../nbs/07_train.ipynb #f63e9a3e
 def epoch_order(
@@ -185,8 +200,8 @@ def epoch_order(
     if len(parts) > 1 and len(parts[-1]) == 1: parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 
-# %% ../nbs/07_train.ipynb #7c8c2bae
-def _train_epoch(state, positions, objective, observers):
+# %% ../nbs/07_train.ipynb #012e1aba
+def _train_epoch(state, forward, positions, objective, observers):
     "Train one epoch; returns the mean objective. Nothing here waits for the device."
     data, recipe, epoch = state.data, state.recipe, state.epoch + 1
     order = epoch_order(len(positions), recipe.batch_size, state.seed, epoch)
@@ -199,8 +214,8 @@ def _train_epoch(state, positions, objective, observers):
         position = shuffled[span]
         x = apply_augmentation(data.x[position], drawn[span])
         batch = Batch(normalize(x, data.mean, data.std), data.given_label[position], position, epoch, state.step)
-        for group in state.optimizer.param_groups: group['lr'] = learning_rate(recipe, state.step, len(order))
-        with _autocast(device, state.precision): loss = objective(state.model, batch)
+        for group in state.optimizer.param_groups: group['lr'] = group['factor']*learning_rate(recipe, state.step, len(order))
+        with _autocast(device, state.precision): loss = objective(forward, batch)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         state.optimizer.step()
@@ -217,6 +232,18 @@ def _own_randomness(seed, device):
         torch.manual_seed(seed)
         yield
 
+# %% ../nbs/07_train.ipynb #a790661c
+@contextmanager
+def _kernels(deterministic):
+    "Let cuDNN choose the fastest kernels for the sizes at hand, or allow only those that always give the same."
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=torch.backends.cudnn.allow_tf32): yield
+    finally: torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
 # %% ../nbs/07_train.ipynb #c62bc358
 def train(
     model:nn.Module,          # trained in place
@@ -228,29 +255,39 @@ def train(
     observers:list=(),        # functions or objects, see `State`
     device='auto',
     checkpoint=None,          # file to resume from and to save to after every epoch
+    compiled:str='',          # mode of `torch.compile` for the model, such as 'default' or 'reduce-overhead' (CUDA graphs); '' for none
+    deterministic:bool=False, # refuse kernels whose result may differ from run to run
 )->State:                     # the finished run; `.model` in evaluation mode
     "Train a model; raises `ValueError` when the loss is not finite."
     recipe, device = get_recipe(recipe), pick_device(device)
     precision = pick_precision(recipe.precision, device)
     data, positions = to_device(data, device), _check_positions(positions, data).to(device)
+    _fit_whitening(model, data, positions)
     model.to(device, memory_format=torch.channels_last if data.x.ndim == 4 else torch.preserve_format)
     if device.type == 'cpu': keep_memory()
     objective = objective or supervised(label_smoothing=recipe.label_smoothing)
     layers = tuple(dict.fromkeys(name for o in observers for name in getattr(o, 'layers', ())))
     state = State(model, _make_optimizer(model, recipe), data, recipe, seed, precision, layers)
+    forward = torch.compile(model, mode=compiled) if compiled else model
     if checkpoint and Path(checkpoint).exists(): load_checkpoint(checkpoint, state, observers)
     while state.epoch < recipe.epochs and not state.stop:
-        with _own_randomness(derive_seed(seed, 'dropout', state.epoch + 1), device):
+        with _own_randomness(derive_seed(seed, 'dropout', state.epoch + 1), device), _kernels(deterministic):
             _tell(observers, 'before_epoch', state)
             model.train()
             state._evaluation = None
-            state.train_loss = _train_epoch(state, positions, objective, observers)
+            state.train_loss = _train_epoch(state, forward, positions, objective, observers)
         state.epoch += 1
         if not math.isfinite(state.train_loss): raise ValueError(f'the loss became {state.train_loss} in epoch {state.epoch}; a lower lr than {recipe.lr} may help')
         _tell(observers, 'after_epoch', state)
         if checkpoint: save_checkpoint(checkpoint, state, observers)
     model.eval()
     return state
+
+# %% ../nbs/07_train.ipynb #faebbbaa
+def _fit_whitening(model, data, positions, n=2000):
+    "Fit whitening layers that are not fitted to the first training inputs."
+    for m in model.modules():
+        if isinstance(m, Whitening): m.fit(normalize(data.x[positions[:n]], data.mean, data.std))
 
 # %% ../nbs/07_train.ipynb #65a5a2c1
 def to_device(

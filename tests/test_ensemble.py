@@ -260,3 +260,15 @@ def test_another_normalisation_is_another_key(data):
     design = E.make_design(data.is_noisy)
     def key(d): return config_hash(E.ensemble_config(d, design, 'mlp', 1., QUICK, 'fp32', 'plain'))
     assert key(data) == key(replace(data)) and key(data) != key(replace(data, std=(.5,))) and key(data) != key(replace(data, mean=(.5,)))
+
+
+def test_a_setting_left_at_its_default_is_not_in_the_key_but_the_library_version_is(data, monkeypatch):
+    "So a later version may add a setting to recipes without training everything again."
+    design = E.make_design(data.is_noisy)
+    def config(recipe): return E.ensemble_config(data, design, 'mlp', 1., recipe, 'fp32', 'plain')
+    said = config('cpu')['recipe']
+    assert 'bias_lr' not in said and said['epochs'] == 10 and said['precision'] == 'fp32'
+    assert config_hash(config({'name': 'cpu', 'bias_lr': 1.})) == config_hash(config('cpu')) != config_hash(config({'name': 'cpu', 'bias_lr': 2.}))
+    before = config_hash(config('cpu'))
+    monkeypatch.setattr(E, '__version__', '9.9')
+    assert config_hash(config('cpu')) != before

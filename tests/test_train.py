@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from noisymem.data import from_arrays, load_dataset, sample
-from noisymem.models import make_model
+from noisymem import train as T
+from noisymem.augment import normalize
+from noisymem.models import Whitening, make_model
 from noisymem.train import RECIPES, Dynamics, Recipe, epoch_order, get_recipe, learning_rate, predict, supervised, train
 
 
@@ -185,3 +187,84 @@ def test_same_on_gpu(digits):
     a = run(digits)
     b = train(make_model('mlp', 10, (1, 8, 8), seed=0), digits, {'name': 'digits', 'epochs': 3}, device='cuda')
     torch.testing.assert_close(a.evaluation.logits, b.evaluation.logits.cpu(), rtol=1e-2, atol=1e-2)
+
+
+def test_whitening_is_fitted_to_the_training_part_and_survives_resume(images, tmp_path):
+    def net(): return make_model('whitened', 3, (3, 12, 12), width=.1, seed=0)
+    rows, recipe = torch.arange(0, 60, 2), {'name': 'fast', 'epochs': 3, 'batch_size': 10}
+    whole = train(net(), images, recipe, positions=rows, device='cpu')
+    white = Whitening(3)
+    white.fit(normalize(images.x[rows], images.mean, images.std))
+    assert torch.equal(whole.model.backbone.whitening.weight, white.weight)
+    with pytest.raises(KeyboardInterrupt): train(net(), images, recipe, positions=rows, device='cpu', observers=[stop_in_epoch_3], checkpoint=tmp_path/'c')
+    again = train(net(), images, recipe, positions=rows, device='cpu', checkpoint=tmp_path/'c')
+    for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values()): assert torch.equal(a, b)
+
+
+class stop_in_epoch_3:
+    "Ends the first attempt."
+    @staticmethod
+    def before_epoch(state):
+        if state.epoch == 2: raise KeyboardInterrupt
+
+
+def test_biases_of_norms_learn_at_their_own_rate(images):
+    "One step of plain descent: the biases of norms move `bias_lr` times as far, everything else as before."
+    def moved(bias_lr):
+        net = make_model('whitened', 3, (3, 12, 12), width=.1, seed=0)
+        before = {k: p.detach().clone() for k, p in net.named_parameters()}
+        train(net, images, Recipe(epochs=1, batch_size=60, lr=1e-3, schedule='constant', momentum=0., weight_decay=0., bias_lr=bias_lr, augment=(), precision='fp32'), device='cpu')
+        return {k: p.detach() - before[k] for k, p in net.named_parameters() if k != 'backbone.whitening.weight'}
+    plain, fast = moved(1.), moved(8.)
+    for k in plain: torch.testing.assert_close(fast[k], plain[k]*(8 if '.bn' in k and k.endswith('bias') else 1), rtol=1e-3, atol=1e-6)
+
+
+def test_weight_decay_of_those_biases_stays_the_same_pull(images):
+    net = make_model('whitened', 3, (3, 12, 12), width=.1)
+    groups = T._make_optimizer(net, get_recipe('fast')).param_groups
+    assert [g['factor']*g['weight_decay'] for g in groups] == pytest.approx([get_recipe('fast').weight_decay]*2)
+    assert len(groups[1]['params']) == 6 and sum(len(g['params']) for g in groups) == sum(p.requires_grad for p in net.parameters())
+
+
+def test_compiled_steps_give_the_same_numbers(images):
+    losses = {}
+    for mode in ('', 'default'):
+        state = train(make_model('fast', 3, (3, 12, 12), width=.25, seed=0), images, Recipe(epochs=2, batch_size=20, lr=.01, precision='fp32'), compiled=mode, device='cpu')
+        losses[mode] = state.train_loss, state.evaluation.logits
+    assert losses[''][0] == pytest.approx(losses['default'][0], rel=1e-4)
+    torch.testing.assert_close(losses[''][1], losses['default'][1], rtol=1e-3, atol=1e-3)
+
+
+def test_deterministic_training_sets_the_switches_and_puts_them_back(images):
+    seen = []
+    def look(model, batch):
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
+        return supervised()(model, batch)
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    for deterministic in (True, False):
+        train(make_model('fast', 3, (3, 12, 12), width=.25), images, Recipe(epochs=1, batch_size=60), objective=look, deterministic=deterministic, device='cpu')
+        assert before == (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+    assert seen == [(True, True, False), (False, False, True)]
+
+
+@pytest.mark.gpu
+def test_deterministic_training_repeats_itself_on_gpu(images):
+    runs = [train(make_model('fast', 3, (3, 12, 12), seed=0), images, Recipe(epochs=2, batch_size=20), device='cuda', deterministic=True).evaluation.logits for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+@pytest.mark.gpu
+def test_an_epoch_does_not_wait_for_the_gpu(images):
+    class Watch:
+        "Any synchronisation between the first and the last step raises."
+        def after_step(self, state): torch.cuda.set_sync_debug_mode('error' if state.step % 3 else 'default')
+    try: train(make_model('fast', 3, (3, 12, 12), seed=0), images, Recipe(epochs=2, batch_size=20), device='cuda', observers=[Watch()])
+    finally: torch.cuda.set_sync_debug_mode('default')
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('mode', ['default', 'reduce-overhead'])
+def test_captured_steps_give_the_same_numbers_on_gpu(images, mode):
+    recipe = Recipe(epochs=2, batch_size=20, lr=.01, precision='fp32')
+    a, b = (train(make_model('fast', 3, (3, 12, 12), seed=0), images, recipe, device='cuda', compiled=m) for m in ('', mode))
+    torch.testing.assert_close(a.evaluation.logits, b.evaluation.logits, rtol=1e-2, atol=1e-2)
