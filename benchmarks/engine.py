@@ -1,10 +1,4 @@
-"The training loop: against the usual way, against the machine's peak, in scale and memory."
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
-
+"The training loop: against the usual way, against the machine's peak, compiled or not."
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,10 +10,8 @@ from torchvision import transforms
 from common import compare, side_by_side, write
 from noisymem.core import pick_device, pick_precision
 from noisymem.data import from_arrays
-from noisymem.models import count_macs, make_model
-from noisymem.plan import _measure_loop
-from noisymem.runs import RunConfig
-from noisymem.train import Recipe, get_recipe, to_device, train
+from noisymem.models import capture, count_macs, count_parameters, layer_names, make_model
+from noisymem.train import Recipe, train
 
 DEVICE = pick_device('auto')
 
@@ -60,10 +52,10 @@ def usual_way(model, data, batch_size, workers):
     return epoch
 
 
-def our_way(model, data, batch_size):
+def our_way(model, data, batch_size, **kwargs):
     "One epoch of `noisymem.train.train` with the same network, batch and augmentation."
     recipe = Recipe(epochs=1, batch_size=batch_size, lr=.01, schedule='constant', precision='auto')
-    return lambda: train(model, data, recipe, device=DEVICE)
+    return lambda: train(model, data, recipe, device=DEVICE, **kwargs)
 
 
 def measure_loop():
@@ -90,91 +82,42 @@ def conv_rate(channels, size, batch, dtype):
     return 3*2*batch*channels**2*9*size**2/seconds
 
 
+def copy_rate(mib=256):
+    "Bytes per second that a copy reads and writes."
+    a, b = (torch.empty(mib*2**20, dtype=torch.uint8, device=DEVICE).fill_(1) for _ in range(2))
+    return 2*mib*2**20/np.median(side_by_side({'copy': lambda: b.copy_(a)}, rounds=7)['copy'])
+
+
+def step_bytes(model, batch):
+    "Bytes that a training step cannot do without: every layer's output written and read once, forward and backward, in two bytes; weight, gradient and momentum in float32."
+    with torch.no_grad(), capture(model.eval(), layer_names(model)) as seen: model(torch.zeros(1, 3, 32, 32))
+    return 2*4*batch*sum(t.numel() for t in seen.values()) + 20*count_parameters(model)
+
+
 def measure_peak():
-    "Share of the measured peak of bf16 (else float32) matrix products and 3x3 convolutions that training reaches."
+    "Share of the measured peak of bf16 (else float32) matrix products and 3x3 convolutions that training reaches; a step's time beside its two floors, operations and bytes."
     precision = pick_precision('auto', DEVICE)
     dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
     a = torch.randn(2048, 2048, device=DEVICE, dtype=dtype)
-    product = 2*2048**3/np.median(side_by_side({'mm': lambda: a @ a}, rounds=7)['mm'])
-    conv = max(conv_rate(c, s, b, dtype) for c, s, b in ((64, 16, 128), (128, 8, 128), (128, 16, 64), (256, 8, 128)))
-    rows = [dict(what='matrix product 2048', gflop_s=product/1e9, share_of_product=1., share_of_conv=product/conv), dict(what='3x3 convolution, best of four', gflop_s=conv/1e9, share_of_product=conv/product, share_of_conv=1.)]
-    for name, n in (('fast', 5120), ('fast_large', 1024), ('resnet18', 384)) if DEVICE.type == 'cpu' else (('fast', 50000), ('fast_large', 50000), ('resnet18', 50000), ('resnet34', 50000)):
+    shapes = ((64, 16, 128), (128, 8, 128), (128, 16, 64), (256, 8, 128))
+    peak = lambda: (2*2048**3/np.median(side_by_side({'mm': lambda: a @ a}, rounds=7)['mm']), max(conv_rate(*s, dtype) for s in shapes))
+    bandwidth, rows, batch = copy_rate(), [], 128
+    for name, n in (('fast', 5120), ('fast_large', 1024), ('whitened', 1024), ('resnet18', 384)) if DEVICE.type == 'cpu' else (('fast', 50000), ('fast_large', 50000), ('whitened', 50000), ('resnet18', 50000), ('resnet34', 50000)):
         model = make_model(name, 10, (3, 32, 32))
-        macs = count_macs(model, (3, 32, 32))
-        seconds = np.median(side_by_side({'ours': our_way(model, images(n), 128)}, rounds=3)['ours'])
-        rate = 6*macs*n/seconds
-        rows.append(dict(what=f'training {name}, batch 128, crop and flip', gflop_s=rate/1e9, share_of_product=rate/product, share_of_conv=rate/conv))
+        flop, moved = 6*count_macs(model, (3, 32, 32))*batch, step_bytes(model, batch)
+        before = peak()
+        step = np.median(side_by_side({'ours': our_way(model, images(n), batch)}, rounds=3)['ours'])/(n/batch)
+        product, conv = np.mean([before, peak()], axis=0)
+        rows.append(dict(network=name, batch=batch, gflop_s=flop/step/1e9, matrix_product_gflop_s=product/1e9, convolution_gflop_s=conv/1e9, share_of_product=flop/step/product, share_of_conv=flop/step/conv, step_ms=1e3*step, floor_operations_ms=1e3*flop/conv, floor_bytes_ms=1e3*moved/bandwidth))
     write('peak', rows)
 
 
-WORKER = '''
-import sys, torch
-sys.path.insert(0, {here!r})
-torch.set_num_threads(1)
-from engine import images
-from noisymem.ensemble import make_design, run_ensemble
-data = images(1500)
-run_ensemble(data, make_design(None, 'uniform', n=data.n), {seeds!r}, {folder!r}, model='fast', recipe={{'name': 'cpu', 'epochs': 2}})
-'''
-
-
-def run_workers(n_workers, n_models=8):
-    "Seconds in which processes of one thread each train an ensemble on one folder."
-    with tempfile.TemporaryDirectory() as folder:
-        code = WORKER.format(here=str(Path(__file__).parent), seeds=n_models, folder=folder)
-        start = time.perf_counter()
-        workers = [subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL) for _ in range(n_workers)]
-        if any(w.wait() for w in workers): raise RuntimeError('a worker failed')
-        return time.perf_counter() - start
-
-
-def measure_scaling():
-    "Seconds against images, epochs, models, and processes; ratio = seconds per unit of work relative to the first row of its kind."
-    rows, base = [], {}
-
-    def add(kind, size, seconds, units):
-        each = seconds/units
-        rows.append(dict(kind=kind, size=size, seconds=seconds, seconds_per_unit=each, ratio=each/base.setdefault(kind, each)))
-
-    def once(n, epochs):
-        data, net = images(n), make_model('fast', 10, (3, 32, 32))
-        start = time.perf_counter()
-        train(net, data, {'name': 'cpu', 'epochs': epochs}, device=DEVICE)
-        return time.perf_counter() - start
-    once(1000, 1)
-    for n in (1000, 2000, 4000, 8000): add('images', n, once(n, 1), n)
-    for e in (1, 2, 4): add('epochs', e, once(2000, e), e)
-    if DEVICE.type == 'cpu':
-        for m in (2, 4, 8): add('models (one process, start-up included)', m, run_workers(1, m), m)
-        for w in (1, 2): add('processes (8 models)', w, run_workers(w), 1/w)
-    write('scaling', rows)
-
-
-def measure_jobs():
-    "Models per hour of the memorization job on CIFAR-10N, training and judging included; extrapolated from measured steps."
-    rows = []
-    for model, recipe, n in (('fast', 'cpu', 20000), ('fast', 'cpu', 50000), ('fast_large', 'cpu', 50000), ('resnet34', 'paper', 50000)):
-        recipe, cfg = get_recipe(recipe), RunConfig(model=model)
-        step, look = _measure_loop(to_device(images(20000), DEVICE), cfg, recipe, DEVICE, seconds=6.)
-        seconds = step*recipe.epochs*.9*n/recipe.batch_size + look*(n + 10000)
-        rows.append(dict(network=model, images=n, epochs=recipe.epochs, seconds_per_model=seconds, models_per_hour=3600/seconds, hours_for_60=60*seconds/3600))
-    write('jobs', rows)
-
-
-def measure_memory():
-    "Peak memory of a process that trains one network on 50,000 images."
-    rows = []
-    for model in ('fast', 'fast_large', 'resnet18'):
-        code = f"""
-import sys, resource; sys.path.insert(0, {str(Path(__file__).parent)!r})
-import torch
-from engine import DEVICE, images
-from noisymem.models import make_model
-from noisymem.train import train
-data = images(50000)
-train(make_model({model!r}, 10, (3, 32, 32)), data, {{'name': 'cpu', 'epochs': 1}}, positions=torch.arange(512), device=DEVICE)
-print(torch.cuda.max_memory_allocated() if DEVICE.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024)
-"""
-        peak = int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1])
-        rows.append(dict(network=model, images=50000, batch=128, peak_mib=peak/2**20))
-    write('memory', rows)
+def measure_compiled():
+    "The step as it is and through `torch.compile` ('reduce-overhead' captures CUDA graphs), with the largest difference of an epoch's logits; compilation is not in the seconds."
+    rows, modes = [], ('', 'default', 'reduce-overhead') if DEVICE.type == 'cuda' else ('', 'default')
+    for name, n in (('fast', 2560), ('resnet18', 256)) if DEVICE.type == 'cpu' else (('fast', 50000), ('whitened', 50000), ('resnet18', 20000)):
+        data = images(n)
+        seconds = side_by_side({mode or 'eager': our_way(make_model(name, 10, (3, 32, 32)), data, 64, compiled=mode) for mode in modes}, rounds=3)
+        logits = [our_way(make_model(name, 10, (3, 32, 32)), images(640), 64, compiled=mode)().evaluation.logits for mode in modes]
+        rows += [r | dict(logits_differ=float((z - logits[0]).abs().max())) for r, z in zip(compare(seconds, n, 'images', network=name), logits)]
+    write('compiled', rows)

@@ -4,9 +4,11 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision import transforms
 
-from common import write
+from common import side_by_side, write
 from noisymem.augment import normalize
 from noisymem.core import pick_device, pick_precision
 from noisymem.data import load_dataset
@@ -42,31 +44,41 @@ def plain(model, batches, recipe, precision, read_back):
 def accuracy(model, data): return float((model(normalize(data.x_test, data.mean, data.std)).argmax(1) == data.y_test).float().mean())
 
 
-def measure_stacked():
-    "1,000 perceptrons 64-256-128-10, 20 epochs, batch 128, on digits: seconds, against a lean loop on resident tensors and the usual loop with DataLoader."
+class DigitPictures:
+    "Digits as the usual scripts hold images: PIL, ToTensor, Normalize, one at a time."
+    def __init__(self, data):
+        self.x, self.y = data.x[:, 0].numpy(), data.given_label.tolist()
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
+
+    def __len__(self): return len(self.y)
+
+    def __getitem__(self, i): return self.transform(Image.fromarray(self.x[i])), self.y[i]
+
+
+def measure_stacked(rounds=3):
+    "Perceptrons 64-256-128-10, 20 epochs, batch 128, on digits: stacked, in a lean loop on resident tensors, in the usual loop with a DataLoader over tensors and over images; then 1,000 at once."
     device, data = pick_device('auto'), load_dataset('digits')
-    recipe, rows = get_recipe(dict(name='digits', epochs=EPOCHS, batch_size=BATCH)), []
-    x = normalize(data.x, data.mean, data.std)
-    loader = DataLoader(TensorDataset(x, data.given_label), batch_size=BATCH, shuffle=True)
+    x, rows = normalize(data.x, data.mean, data.std), []
 
     def lean(epoch):
         order = torch.randperm(data.n)
         return [(x[p], data.given_label[p]) for p in order.split(BATCH)]
-
-    def add(way, precision, seconds, n, acc): rows.append(dict(way=way, precision=precision, models_measured=n, seconds_for_1000=seconds/n*1000, accuracy=np.mean(acc), accuracy_sd=np.std(acc)))
+    tensors, pictures = (DataLoader(d, batch_size=BATCH, shuffle=True) for d in (TensorDataset(x, data.given_label), DigitPictures(data)))
     for precision in ('bf16', 'fp32'):
         if precision == 'bf16' and pick_precision('auto', device) != 'bf16': continue
-        mine = get_recipe(dict(name='digits', epochs=EPOCHS, batch_size=BATCH, precision=precision))
-        list(train_stacked([build(data, s) for s in range(2)], data, mine, device=device))
-        n = N_STACKED if precision == 'bf16' else 256
-        models = [build(data, s) for s in range(n)]
+        recipe, right = get_recipe(dict(name='digits', epochs=EPOCHS, batch_size=BATCH, precision=precision)), {}
+
+        def stack(n): right['stacked'] = [float((r.test_logits.argmax(1).cpu() == data.y_test).float().mean()) for r in train_stacked([build(data, s) for s in range(n)], data, recipe, device=device)]
+
+        def loop(way, batches, read_back, n): right[way] = [accuracy(plain(build(data, s), batches, recipe, precision, read_back), data) for s in range(n)]
+        ways = {'stacked': (256, lambda n: stack(n))} | {way: (n, lambda n, way=way, batches=batches, read_back=read_back: loop(way, batches, read_back, n)) for way, batches, read_back, n in (
+            ('lean loop on resident tensors', lean, False, 8), ('DataLoader over tensors', lambda epoch: tensors, True, 4), ('DataLoader over images', lambda epoch: pictures, True, 2))}
+        seconds = side_by_side({way: lambda n=n, go=go: go(n) for way, (n, go) in ways.items()}, rounds)
+        each = {way: s/ways[way][0] for way, s in seconds.items()}
+        for way, s in each.items():
+            ratio = s/each['stacked']
+            rows.append(dict(way=way, precision=precision, models=ways[way][0], seconds_for_1000=1000*np.median(s), times_stacked=np.median(ratio), times_low=ratio.min(), times_high=ratio.max(), accuracy=np.mean(right[way]), accuracy_sd=np.std(right[way]), rounds=rounds))
         start = time.perf_counter()
-        runs = list(train_stacked(models, data, mine, device=device))
-        add('stacked', precision, time.perf_counter() - start, n, [float((r.test_logits.argmax(1).cpu() == data.y_test).float().mean()) for r in runs])
-        for way, batches, read_back, n in (('lean loop on resident tensors', lean, False, 8), ('loop with DataLoader', lambda epoch: loader, True, 4)):
-            plain(build(data, 0), batches, recipe, precision, read_back)
-            start = time.perf_counter()
-            done = [plain(build(data, s), batches, recipe, precision, read_back) for s in range(n)]
-            add(way, precision, time.perf_counter() - start, n, [accuracy(m, data) for m in done])
-    best = rows[0]['seconds_for_1000']
-    write('stacked', [r | dict(ratio_to_stacked=r['seconds_for_1000']/best) for r in rows])
+        stack(N_STACKED)
+        rows.append(dict(way='stacked, all at once', precision=precision, models=N_STACKED, seconds_for_1000=time.perf_counter() - start, accuracy=np.mean(right['stacked']), accuracy_sd=np.std(right['stacked']), rounds=1))
+    write('stacked', rows)

@@ -108,10 +108,11 @@ def plot_pairs(
 
 # %% ../nbs/40_plots.ipynb #654431c5
 def _log_x(ax, values):
-    "A logarithmic axis of counts, labelled 1, 3, 10 …; where it is short 1, 2, 5 …, where it is very short at the values themselves."
+    "A logarithmic axis labelled 1, 3, 10 …; where it is short 1, 2, 5 …, where it is very short at the values themselves, where it is long 1, 10, 100 …."
     ax.set_xscale('log')
     span = max(values)/min(values)
-    ticks = sorted(set(values)) if span < 5 else [m*10**d for d in range(6) for m in ((1, 2, 5) if span < 30 else (1, 3))]
+    decades = range(int(np.floor(np.log10(min(values)))), int(np.ceil(np.log10(max(values)))) + 1)
+    ticks = sorted(set(values)) if span < 5 else [m*10.**d for d in decades for m in ((1, 2, 5) if span < 30 else (1, 3) if span < 1000 else (1,))]
     ax.xaxis.set(major_locator=FixedLocator([t for t in ticks if min(values) <= t <= max(values)]), minor_locator=NullLocator(), major_formatter=FuncFormatter(lambda v, _: f'{v:g}'))
 
 # %% ../nbs/40_plots.ipynb #8bdb4938

@@ -68,7 +68,7 @@ def test_parameters(path):
     assert 1 <= len(body) <= 9
     assert all(isinstance(node, ast.AnnAssign) for node in body), 'every parameter needs its type'
     assert all(re.search(r'  # \S', line) for line in source.splitlines()), 'every parameter needs its meaning'
-    known = dict(int=int, float=float, str=str, bool=bool)
+    known = dict(int=int, float=float, str=str, bool=bool, list=list)
     for node in body:
         value = ast.literal_eval(node.value)
         assert value is None or type(value) is known[node.annotation.id], node.target.id

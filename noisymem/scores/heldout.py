@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['heldout_estimates', 'soft_estimates', 'wilson_interval', 'score_heldout', 'score_exclusion', 'heldout_pred_probs',
            'heldout_votes', 'above', 'triage', 'influence_blocks', 'influence', 'influence_topk', 'split_half',
-           'simulate_agreement', 'from_original']
+           'simulate_agreement', 'from_original', 'read_published']
 
 # %% ../../nbs/10_scores.heldout.ipynb #8406ba7f
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -124,7 +125,7 @@ def score_exclusion(
     score[rec['pool']] = 1 - est['exclusion']
     return score
 
-# %% ../../nbs/10_scores.heldout.ipynb #43556092
+# %% ../../nbs/10_scores.heldout.ipynb #80cba45a
 def _normalised(prob):
     "Rows of stored class probabilities, scaled to add up to 1."
     return prob/np.maximum(prob.sum(1, keepdims=True, dtype=np.float64), 1)
@@ -172,7 +173,7 @@ def triage(
     kinds = np.select([blind, never, both, (table.memorization > memorized).to_numpy()], ['unknown', 'never learned', 'wrong but learned', 'memorized'], 'between')
     return pd.Series(pd.Categorical(kinds, ['never learned', 'memorized', 'wrong but learned', 'between', 'unknown']), index=table.index, name='triage')
 
-# %% ../../nbs/10_scores.heldout.ipynb #fd0d057d
+# %% ../../nbs/10_scores.heldout.ipynb #adf20de0
 def _influence_counts(test_correct, included, block, device):
     "Block by block: columns, right answers with the member in and out (M, b), models with it in and out (b,)."
     test_correct, included, device = np.asarray(test_correct, bool), np.asarray(included, bool), pick_device(device)
@@ -185,7 +186,7 @@ def _influence_counts(test_correct, included, block, device):
         n_in, k_in = seen.sum(0), right.T @ seen
         yield cols, k_in, total - k_in, n_in, len(included) - n_in
 
-# %% ../../nbs/10_scores.heldout.ipynb #7c1f0a2e
+# %% ../../nbs/10_scores.heldout.ipynb #fd0d057d
 def influence_blocks(
     test_correct,        # (R, M) bool, the model is right on the test example
     included,            # (R, P) bool, the model was trained on the pool member
@@ -206,7 +207,7 @@ def influence(
     "Estimate the whole influence matrix; for sizes that fit in memory."
     return np.concatenate([b.cpu().numpy() for _, b in influence_blocks(test_correct, included, compat=compat, device=device)], axis=1)
 
-# %% ../../nbs/10_scores.heldout.ipynb #710c0ff0
+# %% ../../nbs/10_scores.heldout.ipynb #e0746e0b
 def _influence_se(k_in, k_out, n_in, n_out):
     "Standard errors of a block of influences, (M, b); each side's frequency with one success and one failure added, so that none is 0."
     var = lambda k, n: ((k + 1)/(n + 2))*(1 - (k + 1)/(n + 2))/n
@@ -293,3 +294,14 @@ def _labels_from(pred, correct):
     "Recover labels from predictions that were right; -1 where no model ever was."
     first = correct.argmax(0)
     return np.where(correct.any(0), np.take_along_axis(pred, first[None], 0)[0], -1)
+
+# %% ../../nbs/10_scores.heldout.ipynb #f8554e48
+def read_published(
+    path,            # .csv or .npz
+)->pd.DataFrame:     # columns index, inclusion, exclusion
+    "Read published probabilities by index."
+    path = Path(path)
+    if not path.exists(): raise ValueError(f"published must be '' or a file, {path} is not there; the paper's web page offers its table as plot_data.csv")
+    if path.suffix == '.csv': return pd.read_csv(path)[['inclusion_prob', 'exclusion_prob']].set_axis(['inclusion', 'exclusion'], axis=1).rename_axis('index').dropna().reset_index()
+    a = np.load(path)
+    return pd.DataFrame(dict(index=a['idx'], inclusion=a['incl_correct']/a['incl_runs'], exclusion=a['excl_correct']/a['excl_runs']))
