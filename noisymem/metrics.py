@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['CORRELATIONS', 'auroc', 'average_precision', 'correlation', 'bootstrap_interval']
 
-# %% ../nbs/09_metrics.ipynb #c98f473c
+# %% ../nbs/09_metrics.ipynb #764173e0
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
 
 from .core import check_choice, check_range
 
@@ -21,20 +24,42 @@ def _scored(score, is_noisy):
     if len(set(is_noisy[ok])) < 2: raise ValueError(f'is_noisy must hold wrong and correct labels among the {ok.sum()} scored examples, got one kind')
     return score[ok], is_noisy[ok]
 
-# %% ../nbs/09_metrics.ipynb #93d03cd1
+# %% ../nbs/09_metrics.ipynb #ea0612f8
+def _levels(score, is_noisy):
+    "Examples from the highest score down, each (S, N) float64: is it wrong, is it correct, wrong ones above, wrong ones above or level, examples above or level; NaN is none of them."
+    wrong = torch.as_tensor(is_noisy).to(score.device, torch.bool)
+    if score.ndim not in (1, 2) or wrong.shape != score.shape[-1:]: raise ValueError(f'score must have shape (N,) or (S, N) and is_noisy (N,), got {tuple(score.shape)} and {tuple(wrong.shape)}')
+    down, order = (-torch.atleast_2d(score).double()).sort()
+    known = ~down.isnan()
+    wrong, correct = (wrong[order] & known).double(), (~wrong[order] & known).double()
+    if (one := (wrong.sum(1)*correct.sum(1) == 0).nonzero()).numel(): raise ValueError(f'is_noisy must hold wrong and correct labels among the {int(known[one[0, 0]].sum())} scored examples, got one kind' + f' for score {int(one[0, 0])}'*(score.ndim == 2))
+    down = down.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    above, level = (torch.searchsorted(down, down, right=right) for right in (False, True))
+    count_wrong, count = (F.pad(t.cumsum(1), (1, 0)) for t in (wrong, wrong + correct))
+    return wrong, correct, count_wrong.gather(1, above), count_wrong.gather(1, level), count.gather(1, level)
+
+# %% ../nbs/09_metrics.ipynb #91265647
 def auroc(
-    score,     # (N,) higher = more likely mislabelled; NaN is left out
+    score,     # (N,) higher = more likely mislabelled; NaN is left out; a tensor may be (S, N)
     is_noisy,  # (N,) bool
-)->float:      # in [0, 1]; 0.5 is chance
+)->float:      # in [0, 1]; 0.5 is chance; (S,) float64 tensor for a tensor (S, N)
     "Area under the ROC curve: the chance that a wrong label scores above a correct one, ties half."
+    if isinstance(score, Tensor):
+        wrong, correct, above, level, _ = _levels(score, is_noisy)
+        area = (correct*(above + level)).sum(1)/(2*wrong.sum(1)*correct.sum(1))
+        return area if score.ndim == 2 else float(area)
     return float(roc_auc_score(*reversed(_scored(score, is_noisy))))
 
-# %% ../nbs/09_metrics.ipynb #f4e036c9
+# %% ../nbs/09_metrics.ipynb #1f69b3f7
 def average_precision(
-    score,     # (N,) higher = more likely mislabelled; NaN is left out
+    score,     # (N,) higher = more likely mislabelled; NaN is left out; a tensor may be (S, N)
     is_noisy,  # (N,) bool
-)->float:      # in [0, 1]; the noise rate is chance
+)->float:      # in [0, 1]; the noise rate is chance; (S,) float64 tensor for a tensor (S, N)
     "Mean precision over the ranking."
+    if isinstance(score, Tensor):
+        wrong, _, _, level, examples = _levels(score, is_noisy)
+        mean = (wrong*level/examples.clamp(min=1)).sum(1)/wrong.sum(1)
+        return mean if score.ndim == 2 else float(mean)
     return float(average_precision_score(*reversed(_scored(score, is_noisy))))
 
 # %% ../nbs/09_metrics.ipynb #e0d14ea2

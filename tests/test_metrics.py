@@ -1,6 +1,7 @@
 "Metrics against slow definitions; intervals where a resample can miss a class."
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from noisymem.metrics import auroc, average_precision, bootstrap_interval, correlation
@@ -58,3 +59,47 @@ def test_an_error_of_the_statistic_on_all_examples_is_its_own():
 
 
 def test_no_value_no_interval(): assert np.isnan(bootstrap_interval(correlation, [1, 1, 1], [1, 2, 3])).all()
+
+
+def ranked(seed, n=60, s=7):
+    "Scores with ties, NaN, infinities and subnormal distances, and labels."
+    rng = np.random.default_rng(seed)
+    score = rng.choice([0, 5e-324, 1e-300, .1, .1 + 1e-17, .2, 3, 1e300], (s, n)) if seed % 2 else rng.normal(size=(s, n))
+    score[rng.random((s, n)) < .1] = np.nan
+    return score, rng.random(n) < .3
+
+
+@pytest.mark.parametrize('measure', [auroc, average_precision])
+@pytest.mark.parametrize('seed', range(6))
+def test_tensors_as_arrays(measure, seed):
+    score, wrong = ranked(seed)
+    many = measure(torch.as_tensor(score), wrong)
+    assert many.shape == (7,) and many.dtype == torch.float64
+    np.testing.assert_allclose(many, [measure(s, wrong) for s in score], atol=1e-12, rtol=0)
+    one = measure(torch.as_tensor(score[0]), torch.as_tensor(wrong))
+    assert isinstance(one, float) and one == many[0]
+    assert measure(torch.as_tensor(score[0]).requires_grad_(), wrong) == one
+
+
+@pytest.mark.parametrize('measure', [auroc, average_precision])
+def test_tensors_of_every_type(measure):
+    wrong = np.array([0, 1, 0, 1, 1], bool)
+    for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.uint8): assert measure(torch.tensor([0, 2, 1, 1, 3], dtype=dtype), wrong) == pytest.approx(measure([0, 2, 1, 1, 3], wrong), abs=1e-12)
+    assert measure(torch.tensor([-torch.inf, 2, torch.nan, torch.inf, 1]), wrong) == 1, 'infinite scores are an order too'
+    assert measure(torch.tensor([-torch.inf, -torch.inf, torch.nan, -torch.inf, -torch.inf]), wrong) == (.5 if measure is auroc else .75)
+
+
+@pytest.mark.parametrize('measure', [auroc, average_precision])
+def test_bad_tensors(measure):
+    for wrong in ([0, 0, 0], [1, 1, 1]):
+        with pytest.raises(ValueError, match='among the 3 scored examples, got one kind'): measure(torch.arange(3.), wrong)
+    with pytest.raises(ValueError, match='among the 0 scored'): measure(torch.full((3,), torch.nan), [0, 1, 0])
+    with pytest.raises(ValueError, match=r'score must have shape \(N,\) or \(S, N\) and is_noisy \(N,\), got \(3,\) and \(2,\)'): measure(torch.arange(3.), [0, 1])
+    with pytest.raises(ValueError, match='score must have shape'): measure(torch.zeros(2, 2, 2), [0, 1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('measure', [auroc, average_precision])
+def test_same_on_gpu(measure):
+    score, wrong = ranked(1)
+    torch.testing.assert_close(measure(torch.as_tensor(score).cuda(), wrong).cpu(), measure(torch.as_tensor(score), wrong), atol=1e-12, rtol=0)
