@@ -12,8 +12,7 @@ from common import write
 from engine import DEVICE, images
 from noisymem.data import load_dataset
 from noisymem.models import count_macs, make_model
-from noisymem.plan import _measure_alone
-from noisymem.runs import RunConfig, count_workers
+from noisymem.processes import best_split
 from noisymem.train import get_recipe, predict, to_device, train
 
 WORKER = '''
@@ -63,11 +62,10 @@ def measure_jobs():
     "Models per hour of the memorization job on CIFAR-10N, training and judging included, by as many processes as `load_or_run` starts; from measured steps."
     rows = []
     for model, name, n in (('fast', 'cpu', 20000), ('fast', 'cpu', 50000), ('fast_large', 'cpu', 50000), ('whitened', 'fast', 50000), ('resnet34', 'paper', 50000)):
-        recipe, cfg, n_seen = get_recipe(name), RunConfig(model=model, recipe=name), int(.9*n)  # rand1: a pool of 17,000, 30 % of it left out
-        step, look = _measure_alone(to_device(images(20000), DEVICE), cfg, recipe, DEVICE)
-        seconds = step*recipe.epochs*n_seen/recipe.batch_size + look*(n + 10000)
-        at_once = max(1, count_workers(cfg, DEVICE, 60))
-        rows.append(dict(network=model, recipe=name, images=n, epochs=recipe.epochs, seconds_per_model=seconds, processes=at_once, models_per_hour=3600*at_once/seconds, hours_for_60=seconds/60/at_once, hours_for_1500=1500*seconds/3600/at_once))
+        recipe, split = get_recipe(name), best_split(model, 1., name, (3, 32, 32), 10, DEVICE)
+        steps = (recipe.epochs*.9*n + (n + 10000)/3)/recipe.batch_size  # rand1: a pool of 17,000, 30 % of it left out
+        rate = max(split['steps_per_second'])/steps
+        rows.append(dict(network=model, recipe=name, images=n, epochs=recipe.epochs, processes=split['best'], models_per_hour=3600*rate, hours_for_60=60/3600/rate, hours_for_1500=1500/3600/rate))
     write('jobs', rows)
 
 

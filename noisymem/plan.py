@@ -21,13 +21,13 @@ import pandas as pd
 import torch
 
 from .batch import Job
-from .core import config_hash, pick_device, pick_precision
+from .core import config_hash, pick_device
 from .ensemble import _shard, is_stacked, parse_seeds
-from .models import count_macs, make_model
+from .models import make_model
 from .noise import tsne_2d
-from .runs import RunConfig, count_workers, ensemble_folder, prepare
+from .runs import RunConfig, count_workers, ensemble_folder, find_split, prepare, training_flop
 from .stacked import group_size, train_stacked
-from .train import get_recipe, predict, to_device, train
+from .train import get_recipe, to_device
 
 # %% ../nbs/50d_plan.ipynb #0a995416
 def find_configs(
@@ -57,34 +57,8 @@ class Cost:
     models:int         # to be trained
     seconds:float      # for all of them: stacked, or by as many processes as `load_or_run` starts
     flop:float         # operations, two per multiply-add, backward counted as twice the forward pass
-    memory:float       # bytes of one process, the peak of this one so far
+    memory:float       # bytes of all processes; of a GPU where one trains
     disk:float         # bytes
-
-# %% ../nbs/50d_plan.ipynb #700697cf
-def _step_seconds(model, data, recipe, device, n_steps):
-    "Seconds of a step, from the second of two short epochs."
-    rows, ends = torch.arange(min(data.n, recipe.batch_size*n_steps)), []
-    train(model, data, replace(recipe, epochs=2), positions=rows, device=device, observers=[lambda state: ends.append(_now(device))])
-    return (ends[1] - ends[0])/-(-len(rows)//recipe.batch_size)
-
-# %% ../nbs/50d_plan.ipynb #de057a58
-def _measure_loop(data, cfg, recipe, device, seconds=3.):
-    "Seconds per training step and per evaluated example of one network."
-    model = make_model(cfg.model, data.n_classes, tuple(data.x.shape[1:]), width=cfg.width)
-    step = _step_seconds(model, data, recipe, device, 2)
-    if step < seconds/4: step = _step_seconds(model, data, recipe, device, int(min(200, seconds/2/step)))
-    look = data.x[:2000]
-    start = _now(device)
-    predict(model, look, data.mean, data.std, precision=pick_precision(recipe.precision, device))
-    return step, (_now(device) - start)/len(look)
-
-# %% ../nbs/50d_plan.ipynb #cd5c7c4e
-def _measure_alone(data, cfg, recipe, device):
-    "The same as a worker process would see it: with one thread, on a CPU."
-    threads = torch.get_num_threads()
-    if device.type == 'cpu': torch.set_num_threads(1)
-    try: return _measure_loop(data, cfg, recipe, device)
-    finally: torch.set_num_threads(threads)
 
 # %% ../nbs/50d_plan.ipynb #cbbcc879
 def _now(device):
@@ -114,10 +88,30 @@ def _shard_bytes(data, design):
     left_out = len(design.pool) - design.n_included
     return .5*(data.n + len(data.x_test) + 2*len(design.pool) + left_out*data.n_classes) + len(design.pool)/8 + 4000
 
-# %% ../nbs/50d_plan.ipynb #0d9be114
+# %% ../nbs/50d_plan.ipynb #b1065b73
 def _stand_in(cfg):
     "A pool in place of one that is chosen only when a cheap score is known: the first fifth. Models of a chosen pool that are there already are counted as missing."
     return np.arange(max(2, prepare(replace(cfg, design='uniform'))[0].n//5))
+
+# %% ../nbs/50d_plan.ipynb #df9ee6ee
+def _cost_of_stack(cfg, data, design, device, missing):
+    "Seconds and bytes of perceptrons trained as a stack."
+    recipe = get_recipe(cfg.recipe)
+    step, look = _measure_stack(to_device(data, device), cfg, recipe, device, missing)
+    each = step*recipe.epochs*math.ceil(_n_seen(design)/recipe.batch_size) + look*(data.n + len(data.x_test)) + .01
+    return missing*each, torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+
+# %% ../nbs/50d_plan.ipynb #d787c997
+def _cost_of_processes(cfg, data, design, device, missing):
+    "Seconds and bytes of networks trained one by one in each of several processes; a look at an example is a third of a training step's share of it."
+    recipe, (_, known), n = get_recipe(cfg.recipe), find_split(cfg, data, device), max(1, count_workers(cfg, data, design, device, missing))
+    nearest = max(k for k in known if k <= n)
+    speed, memory = known[nearest]
+    steps = recipe.epochs*math.ceil(_n_seen(design)/recipe.batch_size) + (data.n + len(data.x_test))/recipe.batch_size/3
+    return math.ceil(missing/n)*steps*nearest/speed, n*(memory + data.x.nbytes + data.x_test.nbytes)
+
+# %% ../nbs/50d_plan.ipynb #038dc762
+def _n_seen(design): return design.n - len(design.pool) + design.n_included
 
 # %% ../nbs/50d_plan.ipynb #f57f4772
 def cost_of(
@@ -126,24 +120,17 @@ def cost_of(
     asked:set=None,  # seeds another job trains before, which cost nothing here; this one's are added
 )->Cost:
     "Measure a few steps and extrapolate to the models that are missing."
-    device, recipe = pick_device(device), get_recipe(cfg.recipe)
+    device = pick_device(device)
     data, design = prepare(cfg, _stand_in(cfg) if cfg.design == 'chosen' else None)
     folder, _ = ensemble_folder(cfg, data, design, device)
     asked = set() if asked is None else asked
     todo = {s for s in parse_seeds(cfg.n_models) if not _shard(folder, s).exists()} - asked
     asked |= todo
     missing = len(todo)
-    n_seen = data.n - len(design.pool) + design.n_included
-    macs = count_macs(make_model(cfg.model, data.n_classes, tuple(data.x.shape[1:]), width=cfg.width), tuple(data.x.shape[1:]))
-    flop = 2*macs*(3*n_seen*recipe.epochs + data.n + len(data.x_test))
     if not missing: return Cost(0, 0., 0., 0., 0.)
-    resident = to_device(data, device)
-    if is_stacked(cfg.model, cfg.recipe, cfg.eval_view): step, look = _measure_stack(resident, cfg, recipe, device, missing)
-    else: step, look = _measure_alone(resident, cfg, recipe, device)
-    seconds = step*recipe.epochs*(-(-n_seen//recipe.batch_size)) + look*(data.n + len(data.x_test)) + .01
-    memory = torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
-    at_once = max(1, count_workers(cfg, device, missing))
-    return Cost(missing, math.ceil(missing/at_once)*seconds, missing*flop, memory, missing*_shard_bytes(data, design))
+    measure = _cost_of_stack if is_stacked(cfg.model, cfg.recipe, cfg.eval_view) else _cost_of_processes
+    seconds, memory = measure(cfg, data, design, device, missing)
+    return Cost(missing, seconds, missing*training_flop(cfg, data, design), memory, missing*_shard_bytes(data, design))
 
 # %% ../nbs/50d_plan.ipynb #1f210a4c
 def _import_seconds():

@@ -118,4 +118,15 @@ def test_a_large_pool_reaches_the_workers(results):
 
 
 def test_a_named_gpu_trains_in_this_process():
-    assert R.count_workers(CFG, torch.device('cuda:1'), 8) == 0
+    assert R.count_workers(CFG, *R.prepare(CFG), torch.device('cuda:1'), 8) == 0
+
+
+def test_long_work_asks_how_many_processes_are_fastest_and_short_work_does_not(results, monkeypatch):
+    asked = []
+    monkeypatch.setattr(R, 'best_split', lambda *a: asked.append(a) or dict(best=2, splits=[1, 2, 4], steps_per_second=[1., 3., 2.9], memory=[1., 1., 1.]))
+    monkeypatch.setattr(R, 'splits', lambda device: [1, 2, 4])
+    cpu, prepared = torch.device('cpu'), R.prepare(CFG)
+    assert R.count_workers(CFG, *prepared, cpu, 3) == 3 and not asked, 'one per thread, no more than models'
+    for _ in range(2): assert R.count_workers(CFG, *prepared, cpu, 10**8) == 2
+    assert len(asked) == 1, 'measured once, then read'
+    assert R.count_workers(replace(CFG, model='mlp', recipe='digits'), *prepared, cpu, 10**8) == 0, 'perceptrons are stacked'
