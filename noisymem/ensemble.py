@@ -23,10 +23,11 @@ from torch import Tensor
 
 from . import __version__
 from .augment import apply_augmentation, draw_augmentation
+from .codehash import code_hash
 from .core import array_hash, check_choice, check_range, config_hash, load_json, make_generator, pick_device, pick_precision, provenance, save_json
 from .data import Dataset
 from .losses import margin
-from .models import make_model
+from .models import MODELS, make_model
 from .progress import make_bar, track
 from .records import Records, load_records, merge_records, save_records
 from .stacked import can_stack, group_size, train_stacked
@@ -221,6 +222,11 @@ def is_stacked(
     return can_stack(model, recipe) and eval_view == 'plain'
 
 # %% ../nbs/08_ensemble.ipynb #e0f73856
+@cache
+def _training_code(model):
+    "Hash of what trains and judges a network."
+    return code_hash(train_members, MODELS[model][0])
+
 def _settings(recipe):
     "What a recipe sets; a setting left at its default is left out, so that a new one changes no key."
     return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
@@ -232,7 +238,7 @@ def ensemble_config(
     "Collect what decides the content of a shard."
     return dict(
         dataset=data.name, noise=data.noise, data=data.fingerprint, mean=data.mean, std=data.std, design=design.kind, subset_ratio=design.subset_ratio, pool=array_hash(design.pool),
-        model=model, width=width, recipe=_settings(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, library=__version__, format=4,
+        model=model, width=width, recipe=_settings(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, library=__version__, code=_training_code(model), format=5,
         **({'draw': design.draw} if design.draw != 'independent' else {}), **({'stacked': True} if is_stacked(model, recipe, eval_view) else {}))
 
 # %% ../nbs/08_ensemble.ipynb #b3ab1d8d

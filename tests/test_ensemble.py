@@ -272,3 +272,32 @@ def test_a_setting_left_at_its_default_is_not_in_the_key_but_the_library_version
     before = config_hash(config('cpu'))
     monkeypatch.setattr(E, '__version__', '9.9')
     assert config_hash(config('cpu')) != before
+
+
+KEY = '''
+from noisymem.ensemble import _training_code, __file__ as where
+print(_training_code('fast'), _training_code('mlp'), where)
+'''
+
+
+def test_a_changed_constant_of_the_training_code_is_another_key(tmp_path, root):
+    "In a copy of the library: a constant of the loss, a comment, a network."
+    import shutil
+    shutil.copytree(root/'noisymem', tmp_path/'noisymem', ignore=shutil.ignore_patterns('__pycache__'))
+    def keys():
+        told = subprocess.run([sys.executable, '-B', '-c', KEY], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(tmp_path)), capture_output=True, text=True, check=True).stdout.split()
+        assert told[2].startswith(str(tmp_path))
+        return told[:2]
+    def change(module, old, new):
+        path = tmp_path/'noisymem'/f'{module}.py'
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+    before = keys()
+    change('losses', 'def cross_entropy(', '# a remark\ndef cross_entropy(')
+    change('plots', "'figure.dpi': 100", "'figure.dpi': 101")
+    assert keys() == before
+    change('models', 'nn.MaxPool2d(2, ceil_mode=True))] if j == 1', 'nn.AvgPool2d(2, ceil_mode=True))] if j == 1')
+    pooled = keys()
+    assert pooled[0] != before[0] and pooled[1] == before[1], 'only the networks that have this layer'
+    change('stacked', '.sum(1)\n', '.sum(1)*1.01\n')
+    assert all(a != b for a, b in zip(keys(), before))
