@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Job', 'list_profiles', 'profile_name', 'find_notebook', 'notebook_parameters', 'load_profile', 'make_job',
-           'choose_jobs', 'job_folder', 'job_state', 'list_results', 'stored_jobs', 'run_job', 'run_jobs',
-           'load_claims']
+           'choose_jobs', 'job_folder', 'job_state', 'list_results', 'stored_jobs', 'check_ready', 'run_job',
+           'run_jobs', 'load_claims']
 
-# %% ../nbs/50b_batch.ipynb #24ea556e
+# %% ../nbs/50b_batch.ipynb #48c22c4b
 import ast
+import importlib.util
 import inspect
 import json
 import os
@@ -16,16 +17,22 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 
 import pandas as pd
 import yaml
+from filelock import FileLock
 from tqdm import tqdm
 
-from .core import check_choice, config_hash, load_json, repo_root, results_dir, save_json
+from .core import check_choice, check_range, config_hash, load_json, pick_device, repo_root, results_dir, save_json
+from .processes import share_of_machine
 
 # %% ../nbs/50b_batch.ipynb #9ff91ece
 @dataclass(frozen=True)
@@ -234,21 +241,21 @@ def stored_jobs(
     states = {p.parent.name: load_json(p) for p in sorted((results_dir()/'figures'/profile).glob('*/job.json'))}
     return [Job(name, Path(s.get('path') or _checkout()/'nbs'/'figs'/f"{s['notebook']}.ipynb"), s['parameters']) for name, s in states.items()]
 
-# %% ../nbs/50b_batch.ipynb #22f469ca
-def _start(job, folder, target):
-    "Start papermill on a job."
+# %% ../nbs/50b_batch.ipynb #bdcd8813
+def _start(job, folder, target, limits):
+    "Start papermill on a job, with its share of the machine."
     (folder/'parameters.yaml').write_text(yaml.safe_dump(job.parameters), encoding='utf-8')
     command = [sys.executable, '-m', 'papermill', str(job.notebook), str(target), '-f', str(folder/'parameters.yaml'), '-k', 'python3', '-l', 'python', '--no-progress-bar', '--cwd', str(job.notebook.parent)]
     here = dict(NOISYMEM_FIGURE=str(folder), NOISYMEM_PROGRESS=str(folder/'.progress.json'), PYDEVD_DISABLE_FILE_VALIDATION='1', PYTHONWARNINGS='ignore')
     with open(folder/'log.txt', 'w') as log:
-        return subprocess.Popen(command, env=os.environ | here, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(command, env=os.environ | here | limits, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
-# %% ../nbs/50b_batch.ipynb #8e053f87
-def _watch(process, progress, timeout):
-    "Draw the job's own count of models until it ends; returns False on a time-out."
+# %% ../nbs/50b_batch.ipynb #b02ffa23
+def _watch(process, progress, timeout, stop):
+    "Draw the job's own count of models until it ends; returns False on a time-out, raises when told to stop."
     bar, shown, start, said = None, None, time.monotonic(), time.monotonic()
     while process.poll() is None:
-        time.sleep(.2)
+        if stop.wait(.2): raise KeyboardInterrupt
         if timeout and time.monotonic() - start > timeout: return False
         try: seen = json.loads(Path(progress).read_text())
         except (OSError, json.JSONDecodeError): continue
@@ -264,6 +271,29 @@ def _watch(process, progress, timeout):
     if bar is not None: bar.close()
     return True
 
+# %% ../nbs/50b_batch.ipynb #a23fe759
+def _stale_modules():
+    "Notebooks of the library whose exported cells are not what their module holds."
+    stale = []
+    for notebook in sorted((_checkout()/'nbs').glob('*.ipynb')):
+        code = _code(notebook)
+        target = next((m[1] for c in code if (m := re.match(r'#\| default_exp (\S+)', c))), None)
+        module = _PACKAGE.joinpath(*target.split('.')).with_suffix('.py') if target else None
+        if module is None: continue
+        package = ['noisymem', *target.split('.')[:-1]]
+        absolute = lambda m: 'from ' + '.'.join([*package[:len(package) + 1 - len(m[1])], *filter(None, [m[2]])]) + ' import'
+        held = re.sub(r'^from (\.+)(\S*) import', absolute, module.read_text(encoding='utf-8'), flags=re.M) if module.exists() else ''
+        if any(c.split('\n', 1)[1].strip() not in held for c in code if c.startswith('#| export\n')): stale.append(notebook.name)
+    return stale
+
+# %% ../nbs/50b_batch.ipynb #26e92a03
+def check_ready():
+    "Refuse to run notebooks on a library that is not exported, or without a kernel."
+    stale = _stale_modules()
+    if stale: raise ValueError(f"the library is older than {', '.join(stale)}, or was edited by hand: run `nbdev_export`, or undo the edit")
+    missing = [name for name in ('papermill', 'ipykernel') if importlib.util.find_spec(name) is None]
+    if missing: raise ValueError(f"running notebooks needs {' and '.join(missing)}; install the development set with `make demo` or `pip install -e '.[dev]'`")
+
 # %% ../nbs/50b_batch.ipynb #d1533bb1
 def _stop(process):
     "End a job and everything it started."
@@ -278,6 +308,8 @@ def run_job(
     profile:str,
     job:Job,
     timeout:float=None,  # seconds
+    limits:dict={},      # environment variables, such as those of `share_of_machine`
+    stop=None,           # `threading.Event` that ends the job
 )->dict:                 # the state that is also written to job.json
     "Run one job to its end; an interrupted one leaves nothing that looks finished."
     folder, start = job_folder(profile, job), time.monotonic()
@@ -285,8 +317,8 @@ def run_job(
     target = folder/f'.running-{os.getpid()}.ipynb'
     for old in [folder/'job.json', folder/f'{job.name}.ipynb', folder/f'{job.name}.failed.ipynb', *folder.glob('.running-*'), *folder.glob('*.png'), *folder.glob('*.pdf'), *folder.glob('*.csv')]: old.unlink(missing_ok=True)
     stamp = _stamp(job)
-    process = _start(job, folder, target)
-    try: in_time = _watch(process, folder/'.progress.json', timeout)
+    process = _start(job, folder, target, limits)
+    try: in_time = _watch(process, folder/'.progress.json', timeout, stop or threading.Event())
     except BaseException:
         _stop(process)
         target.unlink(missing_ok=True)
@@ -299,29 +331,58 @@ def run_job(
     kept = folder/f'{job.name}{"" if ok else ".failed"}.ipynb'
     if target.exists(): os.replace(target, kept)
     state = dict(status=status, notebook=job.notebook.stem, path=str(job.notebook), parameters=job.parameters, stamp=stamp, seconds=round(time.monotonic() - start, 1))
-    if not ok: state['error'] = f'no end after {timeout} s' if not in_time else _last_line(folder/'log.txt')
+    if not ok: state['error'] = f'no end after {timeout} s' if not in_time else '\n'.join(_last_lines(folder/'log.txt'))
     save_json(folder/'job.json', state)
     return state
 
-# %% ../nbs/50b_batch.ipynb #f34d515b
-def _last_line(log):
-    "The last line of a traceback."
-    lines = [l.strip() for l in Path(log).read_text(errors='replace').splitlines() if l.strip()]
-    return lines[-1][:300] if lines else 'no output'
+# %% ../nbs/50b_batch.ipynb #7425dae8
+def _last_lines(log, n=4):
+    "The end of a traceback."
+    lines = [l.rstrip() for l in Path(log).read_text(errors='replace').splitlines() if l.strip()]
+    return [l[:300] for l in lines[-n:]] or ['no output']
 
-# %% ../nbs/50b_batch.ipynb #652d57ec
-def _run_one(profile, job, count, force, timeout, dry_run):
-    "Run a job unless it is cached, and say so; whether it ended well."
-    state = job_state(profile, job)
-    cached = state['status'] == 'done' and not force
-    if cached or dry_run:
-        print(f"{count} {job.name}: {'cached' if cached else 'would run (' + (state['why'] or 'forced') + ')'}", flush=True)
-        return True
-    print(f'{count} {job.name} …', flush=True)
-    state = run_job(profile, job, timeout)
+# %% ../nbs/50b_batch.ipynb #796a2d27
+def _run_one(profile, job, count, force, timeout, limits, stop):
+    "Run a job unless it is done, by us or by another runner in the meantime, and say so; its state."
+    folder = job_folder(profile, job)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent/f'.{job.name}.lock'):
+        state = job_state(profile, job)
+        if state['status'] == 'done' and not force:
+            print(f'{count} {job.name}: cached', flush=True)
+            return state
+        print(f"{count} {job.name} … ({state['why'] or 'forced'})", flush=True)
+        state = run_job(profile, job, timeout, limits, stop)
     print(f"{count} {job.name}: {state['status']}, {state['seconds']:.0f} s", flush=True)
-    if state['status'] != 'done': print(f"      {state['error']}\n      see {job_folder(profile, job)}/{job.name}.failed.ipynb", flush=True)
-    return state['status'] == 'done'
+    if state['status'] != 'done': print(textwrap.indent(f"{state['error']}\nsee {folder}/{job.name}.failed.ipynb", ' '*6), flush=True)
+    return state
+
+# %% ../nbs/50b_batch.ipynb #42cbf08b
+def _dry_run(profile, chosen, force):
+    "Say what would run, and why."
+    for i, job in enumerate(chosen, 1):
+        state = job_state(profile, job)
+        print(f"[{i}/{len(chosen)}] {job.name}: {'cached' if state['status'] == 'done' and not force else 'would run (' + (state['why'] or 'forced') + ')'}", flush=True)
+
+# %% ../nbs/50b_batch.ipynb #9ed5f02c
+def _run_all(profile, chosen, force, timeout, workers):
+    "Run jobs, `workers` at a time, each with its share of the machine; the states in the order of the jobs."
+    device, stop, shares, ended = pick_device('auto'), threading.Event(), SimpleQueue(), []
+    for i in range(workers): shares.put(share_of_machine(i, workers, device) if workers > 1 else {})
+
+    def run(numbered):
+        i, job = numbered
+        limits = shares.get()
+        try: state = _run_one(profile, job, f'[{i}/{len(chosen)}]', force, timeout, limits, stop)
+        finally: shares.put(limits)
+        ended.append(time.monotonic() - begun)
+        if 1 < len(chosen) > len(ended) and ended[-1] > 60: print(f'      {len(ended)} of {len(chosen)} notebooks ended, about {ended[-1]/len(ended)*(len(chosen) - len(ended))/60:.0f} min left', flush=True)
+        return state
+    begun, pool = time.monotonic(), ThreadPoolExecutor(workers)
+    try: return list(pool.map(run, enumerate(chosen, 1)))
+    finally:
+        stop.set()  # after an interrupt: what still runs is ended, and leaves nothing that looks finished
+        pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/50b_batch.ipynb #00e01de3
 def run_jobs(
@@ -332,12 +393,16 @@ def run_jobs(
     timeout:float=None,       # seconds for one job
     dry_run:bool=False,       # only say what would run, and why
     retry_failed:bool=False,  # only those that failed, or whose claims did, when they last ran
+    workers:int=1,            # notebooks at a time; they share the threads, or the GPUs
 )->int:                       # how many did not end well
-    "Run jobs one after the other; a failing one does not stop the rest."
+    "Run jobs; a failing one does not stop the rest."
+    check_range('workers', workers, 1, 1000, '[]')
     chosen = choose_jobs(jobs, only)
     if retry_failed: chosen = [j for j in chosen if job_state(profile, j)['was'] in ('failed', 'claims fail')]
     if not chosen: print('nothing failed before', flush=True)
-    return sum(not _run_one(profile, job, f'[{i}/{len(chosen)}]', force, timeout, dry_run) for i, job in enumerate(chosen, 1))
+    if dry_run or not chosen: return _dry_run(profile, chosen, force) or 0
+    check_ready()
+    return sum(s['status'] != 'done' for s in _run_all(profile, chosen, force, timeout, workers))
 
 # %% ../nbs/50b_batch.ipynb #f8352e75
 def load_claims(

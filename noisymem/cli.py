@@ -38,7 +38,7 @@ def _run(args):
         try: notebook = find_notebook(args.what)
         except ValueError as e: raise ValueError(f"{e}; or a profile: {', '.join(known)}") from None
         profile, jobs = 'manual', [make_job(str(notebook), dict(_parameter(p) for p in args.parameter))]
-    bad = run_jobs(profile, jobs, args.only, args.force, args.timeout, args.dry_run, args.retry_failed)
+    bad = run_jobs(profile, jobs, args.only, args.force, args.timeout, args.dry_run, args.retry_failed, args.workers)
     if not args.dry_run and stored_jobs(profile): print(f'gallery: {write_gallery(profile)}')
     return 1 if bad else 0
 
@@ -97,6 +97,7 @@ def _parser():
     run.add_argument('--force', action='store_true', help='run also what is cached (trained models are kept)')
     run.add_argument('--dry-run', action='store_true', help='only say what is cached and what would run, and why')
     run.add_argument('--retry-failed', action='store_true', help='only notebooks that failed, or whose claims did, when they last ran')
+    run.add_argument('--workers', type=int, default=1, metavar='N', help='notebooks at a time; they share the threads, or the GPUs')
     run.add_argument('--timeout', type=float, metavar='SECONDS', help='end a notebook after this time')
     run.set_defaults(call=_run)
     for name, call, text in (('status', _status, 'what is done, stale, or missing'), ('claims', _claims, 'which claims hold')):

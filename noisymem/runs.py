@@ -24,7 +24,7 @@ from .data import Dataset, load_dataset, sample
 from .ensemble import DESIGNS, DRAWS, EVAL_VIEWS, Design, _shard, ensemble_config, is_stacked, make_design, parse_seeds, run_ensemble
 from .models import MODELS, count_macs, make_model
 from .noise import add_noise, read_embedding, tsne_2d
-from .processes import best_split, splits, worker_environment
+from .processes import best_split, splits, start_worker
 from .progress import make_bar
 from .records import Records, load_records, save_records
 from .train import get_recipe, predict, train
@@ -146,7 +146,7 @@ def _work():
 # %% ../nbs/50_runs.ipynb #aabd91fd
 def _start_worker(i, n, cfg, device, pool, log):
     "Start worker i of n; it ends when our end of its input closes."
-    worker = subprocess.Popen([sys.executable, '-c', 'from noisymem.runs import _work; _work()'], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, env=worker_environment(i, n, device), text=True)
+    worker = start_worker('from noisymem.runs import _work; _work()', i, n, device, stdout=subprocess.DEVNULL, stderr=log)
     worker.stdin.write(json.dumps(dict(cfg=asdict(cfg), device=device.type, pool=None if pool is None else np.asarray(pool).tolist())) + '\n')
     worker.stdin.flush()
     return worker

@@ -46,7 +46,7 @@ fig.finish()
 @pytest.fixture
 def quick(monkeypatch):
     "Run notebooks in this process instead of by papermill: the same code, the same files, no new interpreter."
-    def start(job, folder, target):
+    def start(job, folder, target, limits):
         nb, space, error = nbformat.read(job.notebook, 4), {}, ''
         monkeypatch.setenv('NOISYMEM_FIGURE', str(folder))
         try:
@@ -366,3 +366,78 @@ def test_the_banner_of_a_failed_notebook_is_no_title(tmp_path):
     cells = [dict(cell_type='markdown', metadata=dict(tags=['papermill-error-cell-tag']), source=['<span>An Exception was encountered</span>']), dict(cell_type='markdown', metadata={}, source=['# Title\n', '\n', '**Claim.** So.'])]
     (folder/'fig_x.failed.ipynb').write_text(json.dumps(dict(cells=cells)))
     assert _lead(folder, {}) == ('Title', '**Claim.** So.')
+
+
+MEET = '''
+import os, time
+from pathlib import Path
+mine = Path(os.environ['NOISYMEM_FIGURE'])
+(mine/'threads.txt').write_text(os.environ['OMP_NUM_THREADS'])
+deadline = time.time() + 60
+while len(list(mine.parent.glob('*/threads.txt'))) < 2:
+    if time.time() > deadline: raise TimeoutError('nobody came')
+    time.sleep(.1)
+'''
+
+
+def test_two_notebooks_at_a_time_share_the_threads(tmp_path, results, monkeypatch):
+    "Two wait for each other, so that they end only if they run together; the third fails and stops neither."
+    monkeypatch.setattr(B, 'share_of_machine', lambda i, n, device: dict(OMP_NUM_THREADS=str(10*n + i)))
+    jobs = [B.make_job(notebook(tmp_path, f'fig_{k}', MEET if k != 'c' else 'raise RuntimeError("boom")'), {}) for k in 'abc']
+    assert B.run_jobs('p', jobs, workers=2) == 1
+    assert {(results/'figures'/'p'/f'fig_{k}'/'threads.txt').read_text() for k in 'ab'} == {'20', '21'}
+    assert [B.job_state('p', j)['status'] for j in jobs] == ['done', 'done', 'failed']
+
+
+def test_an_interrupt_ends_all_workers_and_leaves_nothing_that_looks_finished(tmp_path, results):
+    files = [notebook(tmp_path, f'fig_{k}', 'import time; time.sleep(60)') for k in 'ab']
+    code = f'from noisymem import batch as B; B.run_jobs("p", [B.make_job(f, {{}}) for f in {files!r}], workers=2)'
+    runner = subprocess.Popen([sys.executable, '-c', 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n' + code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    folders = [results/'figures'/'p'/f'fig_{k}' for k in 'ab']
+    deadline = time.time() + 60
+    while time.time() < deadline and not all(list(f.glob('.running-*.ipynb')) for f in folders): time.sleep(.2)
+    assert all(list(f.glob('.running-*.ipynb')) for f in folders), 'both started'
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait(30) != 0
+    assert not any(list(f.glob(p)) for f in folders for p in ('*.ipynb', '.running-*', 'job.json'))
+
+
+def test_two_runners_train_a_notebook_once(tmp_path, results):
+    path = notebook(tmp_path, 'fig_t', 'import os, time; open(os.environ["NOISYMEM_FIGURE"] + "/../times.txt", "a").write("once\\n"); time.sleep(2)')
+    code = f'from noisymem import batch as B; raise SystemExit(B.run_jobs("p", [B.make_job({path!r}, {{}})]))'
+    runners = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [r.communicate(timeout=120)[0] for r in runners]
+    assert all(r.returncode == 0 for r in runners) and (results/'figures'/'p'/'times.txt').read_text() == 'once\n'
+    assert sum('cached' in s for s in said) == 1
+
+
+def test_the_end_of_a_traceback_is_printed(tmp_path, results, capsys):
+    B.run_jobs('p', [B.make_job(notebook(tmp_path, 'fig_t', 'def f(): raise KeyError("deep inside")\nf()'), {})])
+    out = capsys.readouterr().out
+    assert "KeyError: 'deep inside'" in out and 'def f(): raise KeyError' in out and 'fig_t.failed.ipynb' in out
+
+
+@pytest.mark.parametrize('change', [True, False])
+def test_a_stale_export_is_noticed_before_anything_runs(tmp_path, results, monkeypatch, root, change):
+    import shutil
+    shutil.copytree(root/'nbs', tmp_path/'repo'/'nbs')
+    monkeypatch.setattr(B, '_checkout', lambda: tmp_path/'repo')
+    if not change: return B.check_ready()
+    path = tmp_path/'repo'/'nbs'/'05_losses.ipynb'
+    nb = nbformat.read(path, 4)
+    cell = next(c for c in nb.cells if c.source.startswith('#| export\n') and 'def ' in c.source)
+    cell.source += '\nNEW = 1'
+    nbformat.write(nb, path)
+    with pytest.raises(ValueError, match='the library is older than 05_losses.ipynb'): B.run_jobs('p', [B.make_job(notebook(tmp_path, 'fig_t', '1'), {})])
+    assert not (results/'figures'/'p'/'fig_t').exists()
+
+
+def test_no_kernel_is_said_before_anything_runs(tmp_path, results, monkeypatch):
+    real = B.importlib.util.find_spec
+    monkeypatch.setattr(B.importlib.util, 'find_spec', lambda name: None if name == 'ipykernel' else real(name))
+    with pytest.raises(ValueError, match='running notebooks needs ipykernel'): B.run_jobs('p', [B.make_job(notebook(tmp_path, 'fig_t', '1'), {})])
+
+
+@pytest.mark.parametrize('workers', [0, -1])
+def test_no_worker_no_run(tmp_path, results, workers):
+    with pytest.raises(ValueError, match='workers must be in'): B.run_jobs('p', [B.make_job(notebook(tmp_path, 'fig_t', '1'), {})], workers=workers)
