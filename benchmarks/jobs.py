@@ -1,4 +1,6 @@
 "The whole job: scaling with images, epochs, models and processes, models per hour, memory, seconds to an accuracy."
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +12,7 @@ import torch
 
 from common import write
 from engine import DEVICE, images
+from noisymem.batch import Job, run_jobs
 from noisymem.data import load_dataset
 from noisymem.models import count_macs, make_model
 from noisymem.processes import best_split
@@ -36,6 +39,19 @@ def run_workers(n_workers, n_models=8):
         return time.perf_counter() - start
 
 
+def run_notebooks(workers, n=4, seconds=15):
+    "Seconds in which n notebooks that keep one thread busy run, `workers` at a time."
+    busy = f'import time\nstart = time.process_time()\nwhile time.process_time() - start < {seconds}: sum(range(10000))'
+    cells = [dict(cell_type='code', id=f'c{i}', metadata=dict(tags=tags), execution_count=None, outputs=[], source=source) for i, (tags, source) in enumerate(((['parameters'], 'n: int = 0  # number'), ([], busy)))]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ['NOISYMEM_RESULTS'] = folder
+        path = Path(folder)/'busy.ipynb'
+        path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')), nbformat=4, nbformat_minor=5)))
+        start = time.perf_counter()
+        if run_jobs('busy', [Job(f'busy-{i}', path, dict(n=i)) for i in range(n)], workers=workers): raise RuntimeError('a notebook failed')
+        return time.perf_counter() - start
+
+
 def measure_scaling():
     "Seconds against images, epochs, models, and processes; ratio = seconds per unit of work relative to the first row of its kind."
     rows, base = [], {}
@@ -55,6 +71,7 @@ def measure_scaling():
     if DEVICE.type == 'cpu':
         for m in (2, 4, 8): add('models (one process, start-up included)', m, run_workers(1, m), m)
         for w in (1, 2): add('processes (8 models)', w, run_workers(w), 1/w)
+        for w in (1, 2): add('notebooks (4 of one thread)', w, run_notebooks(w), 1/w)
     write('scaling', rows)
 
 
