@@ -200,6 +200,11 @@ def epoch_order(
     if len(parts) > 1 and len(parts[-1]) == 1: parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 
+# %% ../nbs/07_train.ipynb #f418fde3
+def _set_rate(state, steps_per_epoch):
+    "Give the optimizer the rate of the next step."
+    for group in state.optimizer.param_groups: group['lr'] = group['factor']*learning_rate(state.recipe, state.step, steps_per_epoch)
+
 # %% ../nbs/07_train.ipynb #012e1aba
 def _train_epoch(state, forward, positions, objective, observers):
     "Train one epoch; returns the mean objective. Nothing here waits for the device."
@@ -214,7 +219,7 @@ def _train_epoch(state, forward, positions, objective, observers):
         position = shuffled[span]
         x = apply_augmentation(data.x[position], drawn[span])
         batch = Batch(normalize(x, data.mean, data.std), data.given_label[position], position, epoch, state.step)
-        for group in state.optimizer.param_groups: group['lr'] = group['factor']*learning_rate(recipe, state.step, len(order))
+        _set_rate(state, len(order))
         with _autocast(device, state.precision): loss = objective(forward, batch)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -268,10 +273,11 @@ def train(
     objective = objective or supervised(label_smoothing=recipe.label_smoothing)
     layers = tuple(dict.fromkeys(name for o in observers for name in getattr(o, 'layers', ())))
     state = State(model, _make_optimizer(model, recipe), data, recipe, seed, precision, layers)
-    forward = torch.compile(model, mode=compiled) if compiled else model
+    forward, n_steps = torch.compile(model, mode=compiled) if compiled else model, len(epoch_order(len(positions), recipe.batch_size, seed, 1))
     if checkpoint and Path(checkpoint).exists(): load_checkpoint(checkpoint, state, observers)
     while state.epoch < recipe.epochs and not state.stop:
         with _own_randomness(derive_seed(seed, 'dropout', state.epoch + 1), device), _kernels(deterministic):
+            _set_rate(state, n_steps)
             _tell(observers, 'before_epoch', state)
             model.train()
             state._evaluation = None
