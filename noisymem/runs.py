@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 import torch
 
+from . import __version__
+from .codehash import code_hash
 from .core import array_hash, canonical_json, check_choice, check_range, config_hash, data_dir, load_json, pick_device, pick_precision, provenance, results_dir
 from .data import Dataset, load_dataset, sample
 from .ensemble import DESIGNS, DRAWS, EVAL_VIEWS, Design, _shard, ensemble_config, is_stacked, make_design, parse_seeds, run_ensemble
@@ -198,8 +200,10 @@ def load_or_make(
     name:str,       # kind of result, e.g. 'embedding'
     settings:dict,  # everything the result depends on; plain JSON
     make,           # () -> dict of arrays
+    code=(),        # functions of this library that make it; when they, or what they reach, change, it is made anew
 )->dict:            # of arrays
     "Return arrays from the disk, or make and keep them."
+    settings = settings | dict(library=__version__) | (dict(code=code_hash(*code)) if code else {})
     path = results_dir()/name/f'{config_hash(settings)}.npz'
     if path.exists():
         try: return load_records(path).shared
@@ -218,7 +222,7 @@ def load_embedding(
     seed:int=0,
 )->np.ndarray:             # (N, D) float32
     "Return features of every example of `data`; a file of another data set raises `ValueError`."
-    if isinstance(source, str) and source == 'trained': return load_or_make('embeddings', dict(data=data.fingerprint, model=model, recipe=get_recipe(recipe), seed=seed), lambda: dict(features=_train_features(data, model, recipe, seed)))['features']
+    if isinstance(source, str) and source == 'trained': return load_or_make('embeddings', dict(data=data.fingerprint, model=model, recipe=get_recipe(recipe), seed=seed), lambda: dict(features=_train_features(data, model, recipe, seed)), code=(_train_features, MODELS[model][0]))['features']
     where = 'embedding' if isinstance(source, np.ndarray) else data_dir()/source
     rows = source if isinstance(source, np.ndarray) else read_embedding(where)
     n = _full_size(data)
@@ -247,4 +251,4 @@ def load_map(
 )->np.ndarray:             # (N, 2) float32
     "Return the t-SNE map of an embedding."
     features = load_embedding(data, source, model, recipe)
-    return load_or_make('maps', dict(features=array_hash(features), seed=seed), lambda: dict(xy=tsne_2d(features, seed=seed)))['xy']
+    return load_or_make('maps', dict(features=array_hash(features), seed=seed), lambda: dict(xy=tsne_2d(features, seed=seed)), code=(tsne_2d,))['xy']
