@@ -64,6 +64,7 @@ RECIPES = {
     'fast': Recipe(
         epochs=16, batch_size=512, lr=.75, schedule='onecycle', warmup=.23, momentum=.85, nesterov=True, weight_decay=1.3e-3, bias_lr=64.,
         augment=(('crop_reflect', 2), ('flip', 'alternating')), label_smoothing=.2),
+    'susceptibility': Recipe(epochs=200, batch_size=128, schedule='cosine'),
     'mnist': Recipe(epochs=10, batch_size=128, schedule='constant', weight_decay=0., augment=()),
     'digits': Recipe(epochs=30, batch_size=64, lr=.1, schedule='onecycle', nesterov=True, weight_decay=1e-4, augment=()),
 }
