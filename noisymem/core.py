@@ -16,6 +16,7 @@ import os
 import pickle
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -163,7 +164,9 @@ def save_atomic(
         write(tmp)
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    except OSError as e: raise OSError(e.errno, e.strerror or str(e), str(path)) from None
+    finally:
+        with suppress(OSError): tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #b42e65c4
 def save_json(

@@ -283,11 +283,18 @@ def train_members(
 # %% ../nbs/08_ensemble.ipynb #1150e765
 def _shard(folder, seed): return Path(folder)/'shards'/f'seed-{seed:06d}.npz'
 
+# %% ../nbs/08_ensemble.ipynb #3d51a7c2
+def _load_shard(path):
+    "Read the record of a model; a damaged file, or one under the name of another seed, raises `ValueError`."
+    rec, named = load_records(path), re.fullmatch(r'seed-(\d+)', path.stem)
+    if named and rec['seed'].tolist() != [int(named[1])]: raise ValueError(f"{path} is damaged: it holds seed {rec['seed'].tolist()}")
+    return rec
+
 # %% ../nbs/08_ensemble.ipynb #62bcd0dc
 def _is_done(path, key):
     "Whether a shard is there and whole; a damaged one is removed, one of another run refused."
-    if not path.exists(): return False
-    try: found = load_records(path).meta.get('key')
+    try: found = _load_shard(path).meta.get('key')
+    except FileNotFoundError: return False
     except ValueError as e:
         print(f'{e}; it is made again')
         path.unlink(missing_ok=True)
@@ -300,7 +307,9 @@ def _open_folder(folder, config, shared):
     "Make the folder of an ensemble, or check that it is this one's; write what all models share, once."
     path = Path(folder)/'config.json'
     if path.exists():
-        there, here = load_json(path)['config'], config
+        found, here = load_json(path), config
+        there = found.get('config') if isinstance(found, dict) else None
+        if not isinstance(there, dict): raise ValueError(f'{path} does not say which run it belongs to; remove it, and it is written again')
         differ = [f'{k}: {there.get(k)!r} -> {here.get(k)!r}' for k in sorted(set(there) | set(here)) if config_hash(there.get(k)) != config_hash(here.get(k))]
         if differ: raise ValueError(f"{folder} holds another run ({'; '.join(differ)})")
     else: save_json(path, dict(config=config, key=config_hash(config), provenance=provenance()))
@@ -334,8 +343,8 @@ def run_ensemble(
     if design.n != data.n: raise ValueError(f'the design is for {design.n} examples, the data set has {data.n}')
     recipe = get_recipe(recipe)
     precision = pick_precision(recipe.precision, device)
-    config = ensemble_config(data, design, model, width, recipe, precision, eval_view)
     make_model(model, data.n_classes, tuple(data.x.shape[1:]), width=width)  # a bad name or width fails before work starts
+    config = ensemble_config(data, design, model, width, recipe, precision, eval_view)
     head = dict(key=config_hash(config), name=name, config=config)
     shared = _shared_arrays(data, design)
     resident = to_device(data, device)
@@ -363,6 +372,13 @@ def _release(lock):
     Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
+# %% ../nbs/08_ensemble.ipynb #9b20e4d7
+def _sweep(folder, seeds):
+    "Remove what killed runs left of shards; the caller holds the locks of these seeds."
+    names = {_shard(folder, s).name for s in seeds}
+    for path in (folder/'shards').glob('.tmp-*'):
+        if path.name.split('-', 2)[2] in names: path.unlink(missing_ok=True)
+
 # %% ../nbs/08_ensemble.ipynb #2d9414d3
 def _fill_folder(folder, seeds, make, key, name, at_once):
     "Train every missing shard, `at_once` together; seeds that another process holds are waited for, and taken over if it dies."
@@ -375,6 +391,7 @@ def _fill_folder(folder, seeds, make, key, name, at_once):
         try:
             done = [s for s in mine if _is_done(_shard(folder, s), key)]
             todo = [s for s in mine if s not in done]
+            _sweep(folder, todo)
             for rec in make(todo) if todo else ():
                 save_records(_shard(folder, int(rec['seed'][0])), rec)
                 bar.update()
@@ -396,6 +413,6 @@ def load_ensemble(
     missing = [p.stem for p in paths if not p.exists()]
     if missing: raise ValueError(f"{folder} lacks {len(missing)} of {len(paths)} models: {', '.join(missing[:5])}")
     common = load_records(Path(folder)/'shared.npz')
-    rec = merge_records([load_records(p) for p in paths])
+    rec = merge_records([_load_shard(p) for p in paths])
     if rec.meta['key'] != common.meta['key']: raise ValueError(f"{folder} holds models of key {rec.meta['key']} beside labels and pool of key {common.meta['key']}")
     return _relative(replace(rec, shared=_wide(common.shared)), common.shared, 1)
