@@ -13,18 +13,24 @@ from noisymem.core import provenance
 RESULTS = Path(__file__).parent/'results'
 
 
+def wait():
+    "Until the device has done what it was asked."
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+
+
 def side_by_side(ways, rounds=5):
     """Seconds of each way, {name: function without arguments}, taken in turns.
 
     A machine is never equally fast for a whole minute; ways that take turns share its moods, so the ratio within a round is worth more than the seconds.
     Each way runs once before the clock starts."""
     for way in ways.values(): way()
+    wait()
     seconds = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
-            if torch.cuda.is_available(): torch.cuda.synchronize()
+            wait()
             seconds[name].append(time.perf_counter() - start)
     return {name: np.array(s) for name, s in seconds.items()}
 

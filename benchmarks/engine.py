@@ -70,6 +70,16 @@ def measure_loop():
     write('loop', rows)
 
 
+MANY = 1 if DEVICE.type == 'cpu' else 50  # calls per look at the clock, which costs a GPU as much as a small product
+
+
+def many(call):
+    "A function that calls MANY times."
+    def calls():
+        for _ in range(MANY): call()
+    return calls
+
+
 def conv_rate(channels, size, batch, dtype):
     "FLOP/s of a 3x3 convolution, forward and backward, channels last."
     conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(DEVICE, dtype, memory_format=torch.channels_last)
@@ -78,7 +88,7 @@ def conv_rate(channels, size, batch, dtype):
     def step():
         y = conv(x)
         y.backward(y.detach())
-    seconds = np.median(side_by_side({'conv': step}, rounds=7)['conv'])
+    seconds = np.median(side_by_side({'conv': many(step)}, rounds=7)['conv'])/MANY
     return 3*2*batch*channels**2*9*size**2/seconds
 
 
@@ -100,7 +110,7 @@ def measure_peak():
     dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
     a = torch.randn(2048, 2048, device=DEVICE, dtype=dtype)
     shapes = ((64, 16, 128), (128, 8, 128), (128, 16, 64), (256, 8, 128))
-    peak = lambda: (2*2048**3/np.median(side_by_side({'mm': lambda: a @ a}, rounds=7)['mm']), max(conv_rate(*s, dtype) for s in shapes))
+    peak = lambda: (MANY*2*2048**3/np.median(side_by_side({'mm': many(lambda: a @ a)}, rounds=7)['mm']), max(conv_rate(*s, dtype) for s in shapes))
     bandwidth, rows, batch = copy_rate(), [], 128
     for name, n in (('fast', 5120), ('fast_large', 1024), ('whitened', 1024), ('resnet18', 384)) if DEVICE.type == 'cpu' else (('fast', 50000), ('fast_large', 50000), ('whitened', 50000), ('resnet18', 50000), ('resnet34', 50000)):
         model = make_model(name, 10, (3, 32, 32))
@@ -117,6 +127,7 @@ def measure_compiled():
     rows, modes = [], ('', 'default', 'reduce-overhead') if DEVICE.type == 'cuda' else ('', 'default')
     for name, n in (('fast', 2560), ('resnet18', 256)) if DEVICE.type == 'cpu' else (('fast', 50000), ('whitened', 50000), ('resnet18', 20000)):
         data = images(n)
+        torch._dynamo.reset()  # it gives up after eight versions of one function
         seconds = side_by_side({mode or 'eager': our_way(make_model(name, 10, (3, 32, 32)), data, 64, compiled=mode) for mode in modes}, rounds=3)
         logits = [our_way(make_model(name, 10, (3, 32, 32)), images(640), 64, compiled=mode)().evaluation.logits for mode in modes]
         rows += [r | dict(logits_differ=float((z - logits[0]).abs().max())) for r, z in zip(compare(seconds, n, 'images', network=name), logits)]

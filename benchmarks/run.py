@@ -19,9 +19,12 @@ BENCHMARKS = dict(loop=measure_loop, peak=measure_peak, compiled=measure_compile
 def main(names):
     unknown = [n for n in names if n not in BENCHMARKS]
     if unknown: raise SystemExit(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {unknown[0]}")
+    failed = []
     for name in names or BENCHMARKS:
         print(f'\n== {name}: {BENCHMARKS[name].__doc__}', flush=True)
-        BENCHMARKS[name]()
+        try: BENCHMARKS[name]()
+        except Exception as e: failed.append(name); print(f'{name} could not be measured: {type(e).__name__}: {e}', flush=True)
+    return len(failed)
 
 
-if __name__ == '__main__': main(sys.argv[1:])
+if __name__ == '__main__': sys.exit(main(sys.argv[1:]))

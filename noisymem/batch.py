@@ -28,7 +28,7 @@ from queue import SimpleQueue
 
 import pandas as pd
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .core import check_choice, check_range, config_hash, load_json, pick_device, repo_root, results_dir, save_json
@@ -341,12 +341,21 @@ def _last_lines(log, n=4):
     lines = [l.rstrip() for l in Path(log).read_text(errors='replace').splitlines() if l.strip()]
     return [l[:300] for l in lines[-n:]] or ['no output']
 
+# %% ../nbs/50b_batch.ipynb #976f21a3
+def _held(path, stop):
+    "A lock on a job, waited for until told to stop."
+    lock = FileLock(path)
+    while True:
+        try: return lock.acquire(timeout=.5)
+        except Timeout:
+            if stop.is_set(): raise KeyboardInterrupt from None
+
 # %% ../nbs/50b_batch.ipynb #796a2d27
 def _run_one(profile, job, count, force, timeout, limits, stop):
     "Run a job unless it is done, by us or by another runner in the meantime, and say so; its state."
     folder = job_folder(profile, job)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent/f'.{job.name}.lock'):
+    with _held(folder.parent/f'.{job.name}.lock', stop):
         state = job_state(profile, job)
         if state['status'] == 'done' and not force:
             print(f'{count} {job.name}: cached', flush=True)

@@ -36,12 +36,14 @@ def _tree(thing):
     "The syntax tree of a function or class, without words."
     return _Bare().visit(ast.parse(textwrap.dedent(inspect.getsource(thing))))
 
-# %% ../nbs/00b_codehash.ipynb #a1c62d7a
-def _plain(value):
-    "Whether a value is made of numbers, text and their lists and tables alone."
-    if isinstance(value, dict): return all(isinstance(k, str) and _plain(v) for k, v in value.items())
-    if isinstance(value, (list, tuple)): return all(map(_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
+# %% ../nbs/00b_codehash.ipynb #981e1f3f
+def _data(value, ours):
+    "A value in words, where it is made of numbers, text, foreign classes and their lists and tables; None where it is not, or where it names functions of ours."
+    if isinstance(value, (dict, list, tuple)):
+        parts = [_data(v, ours) for v in (sum(value.items(), ()) if isinstance(value, dict) else value)]
+        return None if None in parts else f"{type(value).__name__}({', '.join(parts)})"
+    if callable(value): return None if ours(value) else f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
+    return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else None
 
 # %% ../nbs/00b_codehash.ipynb #a4ab6fab
 def code_hash(
@@ -60,5 +62,5 @@ def code_hash(
         for used in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} & set(space):
             value = inspect.unwrap(space[used]) if callable(space[used]) else space[used]
             if ours(value): todo.append(value)
-            elif _plain(value): found[f'{thing.__module__}.{used}'] = value
+            elif (words := _data(value, ours)) is not None: found[f'{thing.__module__}.{used}'] = words
     return config_hash(found, n=16)

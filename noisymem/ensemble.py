@@ -11,7 +11,7 @@ __all__ = ['DESIGNS', 'DRAWS', 'EVAL_VIEWS', 'Design', 'make_design', 'draw_incl
 import math
 import re
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -221,15 +221,12 @@ def is_stacked(
     "Say whether the models of an ensemble train as one stack."
     return can_stack(model, recipe) and eval_view == 'plain'
 
-# %% ../nbs/08_ensemble.ipynb #e0f73856
+# %% ../nbs/08_ensemble.ipynb #ebdf193b
 @cache
 def _training_code(model):
-    "Hash of what trains and judges a network."
-    return code_hash(train_members, MODELS[model][0])
-
-def _settings(recipe):
-    "What a recipe sets; a setting left at its default is left out, so that a new one changes no key."
-    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
+    "Hash of what builds, trains and judges a network."
+    build, settings = MODELS[model]
+    return config_hash([code_hash(train_members, build), settings], n=16)
 
 # %% ../nbs/08_ensemble.ipynb #e1f6dc27
 def ensemble_config(
@@ -238,7 +235,7 @@ def ensemble_config(
     "Collect what decides the content of a shard."
     return dict(
         dataset=data.name, noise=data.noise, data=data.fingerprint, mean=data.mean, std=data.std, design=design.kind, subset_ratio=design.subset_ratio, pool=array_hash(design.pool),
-        model=model, width=width, recipe=_settings(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, library=__version__, code=_training_code(model), format=5,
+        model=model, width=width, recipe=asdict(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, library=__version__, code=_training_code(model), format=5,
         **({'draw': design.draw} if design.draw != 'independent' else {}), **({'stacked': True} if is_stacked(model, recipe, eval_view) else {}))
 
 # %% ../nbs/08_ensemble.ipynb #b3ab1d8d
@@ -283,7 +280,7 @@ def train_members(
 # %% ../nbs/08_ensemble.ipynb #1150e765
 def _shard(folder, seed): return Path(folder)/'shards'/f'seed-{seed:06d}.npz'
 
-# %% ../nbs/08_ensemble.ipynb #3d51a7c2
+# %% ../nbs/08_ensemble.ipynb #b1e02575
 def _load_shard(path):
     "Read the record of a model; a damaged file, or one under the name of another seed, raises `ValueError`."
     rec, named = load_records(path), re.fullmatch(r'seed-(\d+)', path.stem)
@@ -372,7 +369,7 @@ def _release(lock):
     Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
-# %% ../nbs/08_ensemble.ipynb #9b20e4d7
+# %% ../nbs/08_ensemble.ipynb #9041d89f
 def _sweep(folder, seeds):
     "Remove what killed runs left of shards; the caller holds the locks of these seeds."
     names = {_shard(folder, s).name for s in seeds}

@@ -105,7 +105,7 @@ def _cost_of_stack(cfg, data, design, device, missing):
 def _cost_of_processes(cfg, data, design, device, missing):
     "Seconds and bytes of networks trained one by one in each of several processes; a look at an example is a third of a training step's share of it."
     recipe, (_, known), n = get_recipe(cfg.recipe), find_split(cfg, data, device), max(1, count_workers(cfg, data, design, device, missing))
-    nearest = max(k for k in known if k <= n)
+    nearest = max((k for k in known if k <= n), default=min(known))
     speed, memory = known[nearest]
     steps = recipe.epochs*math.ceil(_n_seen(design)/recipe.batch_size) + (data.n + len(data.x_test))/recipe.batch_size/3
     return math.ceil(missing/n)*steps*nearest/speed, n*(memory + data.x.nbytes + data.x_test.nbytes)

@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 
@@ -28,11 +29,11 @@ def share_of_machine(
     n:int,                # workers
     device:torch.device,
 )->dict:                  # environment variables
-    "Give worker i its GPU, or its share of the threads."
-    if device.type == 'cuda':
-        gpus = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(max(1, torch.cuda.device_count()))))).split(',')
-        return dict(CUDA_VISIBLE_DEVICES=gpus[i % len(gpus)])
-    return dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads()//n)))
+    "Give worker i its share of the threads, and its GPU."
+    threads = dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads()//n)))
+    if device.type != 'cuda': return threads
+    gpus = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(max(1, torch.cuda.device_count()))))).split(',')
+    return threads | dict(CUDA_VISIBLE_DEVICES=gpus[i % len(gpus)])
 
 # %% ../nbs/08a_processes.ipynb #8c35cbbf
 def start_worker(
@@ -59,18 +60,31 @@ def _measured_worker():
     "A worker that is measured: get ready, wait for the word, train for some seconds, tell steps per second and bytes."
     job = json.loads(sys.stdin.readline())
     recipe, shape, device = Recipe(**job['recipe']), tuple(job['in_shape']), torch.device(job['device'])
-    n = recipe.batch_size*4
+    n = recipe.batch_size*8
     data = from_arrays(torch.randint(0, 256, (n, *shape), dtype=torch.uint8).numpy() if len(shape) == 3 else torch.randn(n, *shape).numpy(), (torch.arange(n) % job['n_classes']).numpy())
     model = make_model(job['model'], job['n_classes'], shape, width=job['width'])
-    go = lambda: train(model, data, recipe, device=device)
-    go()
-    print('ready', flush=True)
-    sys.stdin.readline()
-    start, epochs = time.perf_counter(), 0
-    while time.perf_counter() - start < job['seconds']: go(); epochs += 1
-    speed = epochs*4/(time.perf_counter() - start)
+    times = []
+
+    def look(state):
+        "After the first epoch say that we are ready; stop when enough was seen."
+        if not times:
+            print('ready', flush=True)
+            sys.stdin.readline()
+        times.append(time.perf_counter())
+        state.stop = times[-1] - times[0] > job['seconds']
+    train(model, data, recipe, device=device, observers=[look])  # an epoch ends by reading its loss, so the clock waits for the device
+    speed = 8*(len(times) - 1)/(times[-1] - times[0])
     memory = torch.cuda.max_memory_reserved() if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
     print(speed, memory, flush=True)
+
+# %% ../nbs/08a_processes.ipynb #16f9edd9
+def _end(worker):
+    "Kill a worker and close its pipes, whatever is left in them."
+    worker.kill()
+    worker.wait()
+    for pipe in filter(None, (worker.stdin, worker.stdout)):
+        try: pipe.close()
+        except OSError: pass
 
 # %% ../nbs/08a_processes.ipynb #78448d0a
 def measure_split(
@@ -83,9 +97,11 @@ def measure_split(
 )->tuple:                   # training steps per second of all processes together; bytes of the largest one, its data left out; 0 and infinity where n do not fit
     "Let n processes train at the same time on random inputs."
     recipe, device = get_recipe(recipe), pick_device(device)
-    recipe = asdict(replace(recipe, epochs=1, lr=1e-4, schedule='constant'))
+    recipe = asdict(replace(recipe, epochs=10**6, lr=1e-4, schedule='constant'))
     job = dict(model=model, width=width, recipe=recipe, in_shape=list(in_shape), n_classes=n_classes, device=device.type, seconds=seconds)
     workers = [start_worker('from noisymem.processes import _measured_worker; _measured_worker()', i, n, device, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for i in range(n)]
+    hung = threading.Timer(300, lambda: [w.kill() for w in workers])
+    hung.start()
     try:
         def tell(line):
             for w in workers: w.stdin.write(line + '\n'); w.stdin.flush()
@@ -94,8 +110,10 @@ def measure_split(
         tell('go')
         told = [w.stdout.readline().split() for w in workers]
         return (sum(float(t[0]) for t in told), max(float(t[1]) for t in told)) if all(told) else (0., math.inf)
+    except OSError: return 0., math.inf  # a worker ended at once
     finally:
-        for w in workers: w.kill(); w.wait(); w.stdin.close(); w.stdout.close()
+        hung.cancel()
+        for w in workers: _end(w)
 
 # %% ../nbs/08a_processes.ipynb #d7f4ac05
 def best_split(

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from . import __version__
 from .codehash import code_hash
@@ -121,7 +122,9 @@ def find_split(
     "Measure how many processes should train this network on this machine, once."
     settings = dict(model=cfg.model, width=cfg.width, recipe=get_recipe(cfg.recipe), in_shape=data.x.shape[1:], n_classes=data.n_classes)
     about = {k: v for k, v in provenance().items() if k in ('noisymem', 'torch', 'cpu', 'threads', 'gpu')} | dict(device=str(device), gpus=torch.cuda.device_count())
-    found = load_or_make('splits', settings | about, lambda: best_split(cfg.model, cfg.width, cfg.recipe, tuple(data.x.shape[1:]), data.n_classes, device))
+    (results_dir()/'splits').mkdir(parents=True, exist_ok=True)
+    with FileLock(results_dir()/'splits'/'.lock'):  # two measurements at once would spoil each other
+        found = load_or_make('splits', settings | about, lambda: best_split(cfg.model, cfg.width, cfg.recipe, tuple(data.x.shape[1:]), data.n_classes, device), code=(best_split, train, MODELS[cfg.model][0]))
     return int(found['best']), {n: (speed, memory) for n, speed, memory in zip(*(found[k].tolist() for k in ('splits', 'steps_per_second', 'memory')))}
 
 # %% ../nbs/50_runs.ipynb #0b6549fc
@@ -202,15 +205,17 @@ def load_or_make(
     make,           # () -> dict of arrays
     code=(),        # functions of this library that make it; when they, or what they reach, change, it is made anew
 )->dict:            # of arrays
-    "Return arrays from the disk, or make and keep them."
+    "Return arrays from the disk, or make and keep them; of several processes one makes them."
     settings = settings | dict(library=__version__) | (dict(code=code_hash(*code)) if code else {})
     path = results_dir()/name/f'{config_hash(settings)}.npz'
-    if path.exists():
-        try: return load_records(path).shared
-        except ValueError as e: print(f'{e}; it is made again')
-    start = time.perf_counter()
-    arrays = {k: np.asarray(v) for k, v in make().items()}
-    save_records(path, Records({}, arrays, dict(settings=settings, provenance=provenance(), seconds=round(time.perf_counter() - start, 1))))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix('.lock')):
+        if path.exists():
+            try: return load_records(path).shared
+            except ValueError as e: print(f'{e}; it is made again')
+        start = time.perf_counter()
+        arrays = {k: np.asarray(v) for k, v in make().items()}
+        save_records(path, Records({}, arrays, dict(settings=settings, provenance=provenance(), seconds=round(time.perf_counter() - start, 1))))
     return arrays
 
 # %% ../nbs/50_runs.ipynb #83db3262

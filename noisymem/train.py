@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 from .augment import apply_augmentation, draw_augmentation, normalize
 from .core import canonical_json, check_choice, check_range, derive_seed, keep_memory, make_generator, pick_device, pick_precision, save_atomic
@@ -221,7 +222,7 @@ def _train_epoch(state, forward, positions, objective, observers):
         x = apply_augmentation(data.x[position], drawn[span])
         batch = Batch(normalize(x, data.mean, data.std), data.given_label[position], position, epoch, state.step)
         _set_rate(state, len(order))
-        with _autocast(device, state.precision): loss = objective(forward, batch)
+        with _autocast(device, state.precision): loss = objective(forward if len(part) == recipe.batch_size else state.model, batch)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         state.optimizer.step()
@@ -242,13 +243,15 @@ def _own_randomness(seed, device):
 @contextmanager
 def _kernels(deterministic):
     "Let cuDNN choose the fastest kernels for the sizes at hand, or allow only those that always give the same."
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), cudnn.benchmark, cudnn.deterministic
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=torch.backends.cudnn.allow_tf32): yield
-    finally: torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    cudnn.benchmark, cudnn.deterministic = not deterministic, deterministic
+    try: yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before[2:]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 # %% ../nbs/07_train.ipynb #c62bc358
 def train(
@@ -261,7 +264,7 @@ def train(
     observers:list=(),        # functions or objects, see `State`
     device='auto',
     checkpoint=None,          # file to resume from and to save to after every epoch
-    compiled:str='',          # mode of `torch.compile` for the model, such as 'default' or 'reduce-overhead' (CUDA graphs); '' for none
+    compiled:str='',          # mode of `torch.compile` for whole batches, such as 'default' or 'reduce-overhead' (CUDA graphs); '' for none
     deterministic:bool=False, # refuse kernels whose result may differ from run to run
 )->State:                     # the finished run; `.model` in evaluation mode
     "Train a model; raises `ValueError` when the loss is not finite."
@@ -274,7 +277,7 @@ def train(
     objective = objective or supervised(label_smoothing=recipe.label_smoothing)
     layers = tuple(dict.fromkeys(name for o in observers for name in getattr(o, 'layers', ())))
     state = State(model, _make_optimizer(model, recipe), data, recipe, seed, precision, layers)
-    forward, n_steps = torch.compile(model, mode=compiled) if compiled else model, len(epoch_order(len(positions), recipe.batch_size, seed, 1))
+    forward, n_steps = torch.compile(model, mode=compiled, dynamic=False) if compiled else model, len(epoch_order(len(positions), recipe.batch_size, seed, 1))
     if checkpoint and Path(checkpoint).exists(): load_checkpoint(checkpoint, state, observers)
     while state.epoch < recipe.epochs and not state.stop:
         with _own_randomness(derive_seed(seed, 'dropout', state.epoch + 1), device), _kernels(deterministic):

@@ -262,21 +262,23 @@ def test_another_normalisation_is_another_key(data):
     assert key(data) == key(replace(data)) and key(data) != key(replace(data, std=(.5,))) and key(data) != key(replace(data, mean=(.5,)))
 
 
-def test_a_setting_left_at_its_default_is_not_in_the_key_but_the_library_version_is(data, monkeypatch):
-    "So a later version may add a setting to recipes without training everything again."
+def test_every_setting_of_a_recipe_and_the_library_version_are_in_the_key(data, monkeypatch):
+    from dataclasses import asdict
     design = E.make_design(data.is_noisy)
-    def config(recipe): return E.ensemble_config(data, design, 'mlp', 1., recipe, 'fp32', 'plain')
-    said = config('cpu')['recipe']
-    assert 'bias_lr' not in said and said['epochs'] == 10 and said['precision'] == 'fp32'
-    assert config_hash(config({'name': 'cpu', 'bias_lr': 1.})) == config_hash(config('cpu')) != config_hash(config({'name': 'cpu', 'bias_lr': 2.}))
-    before = config_hash(config('cpu'))
+    def key(recipe): return config_hash(E.ensemble_config(data, design, 'mlp', 1., recipe, 'fp32', 'plain'))
+    other = dict(schedule='cosine', optimizer='adam', augment=(('flip', True),), milestones=(3,), nesterov=False, precision='auto')
+    for name, value in asdict(E.get_recipe('cpu')).items():
+        if name == 'precision': continue
+        changed = other.get(name, value*2 or .1 if isinstance(value, (int, float)) and name not in ('warmup', 'label_smoothing') else .3)
+        assert key({'name': 'cpu', name: changed}) != key('cpu') or changed == value, name
+    before = key('cpu')
     monkeypatch.setattr(E, '__version__', '9.9')
-    assert config_hash(config('cpu')) != before
+    assert key('cpu') != before
 
 
 KEY = '''
 from noisymem.ensemble import _training_code, __file__ as where
-print(_training_code('fast'), _training_code('mlp'), where)
+print(_training_code('fast'), _training_code('mlp'), _training_code('resnet34'), where)
 '''
 
 
@@ -286,8 +288,8 @@ def test_a_changed_constant_of_the_training_code_is_another_key(tmp_path, root):
     shutil.copytree(root/'noisymem', tmp_path/'noisymem', ignore=shutil.ignore_patterns('__pycache__'))
     def keys():
         told = subprocess.run([sys.executable, '-B', '-c', KEY], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(tmp_path)), capture_output=True, text=True, check=True).stdout.split()
-        assert told[2].startswith(str(tmp_path))
-        return told[:2]
+        assert told[3].startswith(str(tmp_path))
+        return told[:3]
     def change(module, old, new):
         path = tmp_path/'noisymem'/f'{module}.py'
         assert old in path.read_text()
@@ -298,6 +300,9 @@ def test_a_changed_constant_of_the_training_code_is_another_key(tmp_path, root):
     assert keys() == before
     change('models', 'nn.MaxPool2d(2, ceil_mode=True))] if j == 1', 'nn.AvgPool2d(2, ceil_mode=True))] if j == 1')
     pooled = keys()
-    assert pooled[0] != before[0] and pooled[1] == before[1], 'only the networks that have this layer'
+    assert pooled[0] != before[0] and pooled[1:] == before[1:], 'only the networks that have this layer'
+    change('models', '34: ((3, 4, 6, 3), False)', '34: ((1, 1, 1, 1), False)')
+    shallow = keys()
+    assert shallow[2] != pooled[2] and shallow[:2] == pooled[:2], 'a table of numbers'
     change('stacked', '.sum(1)\n', '.sum(1)*1.01\n')
     assert all(a != b for a, b in zip(keys(), before))

@@ -184,8 +184,8 @@ def test_single_example_and_single_class():
 
 @pytest.mark.gpu
 def test_same_on_gpu(digits):
-    a = run(digits)
-    b = train(make_model('mlp', 10, (1, 8, 8), seed=0), digits, {'name': 'digits', 'epochs': 3}, device='cuda')
+    recipe = {'name': 'digits', 'epochs': 3, 'precision': 'fp32'}
+    a, b = (train(make_model('mlp', 10, (1, 8, 8), seed=0), digits, recipe, device=d) for d in ('cpu', 'cuda'))
     torch.testing.assert_close(a.evaluation.logits, b.evaluation.logits.cpu(), rtol=1e-2, atol=1e-2)
 
 
@@ -229,7 +229,7 @@ def test_weight_decay_of_those_biases_stays_the_same_pull(images):
 def test_compiled_steps_give_the_same_numbers(images):
     losses = {}
     for mode in ('', 'default'):
-        state = train(make_model('fast', 3, (3, 12, 12), width=.25, seed=0), images, Recipe(epochs=2, batch_size=20, lr=.01, precision='fp32'), compiled=mode, device='cpu')
+        state = train(make_model('fast', 3, (3, 12, 12), width=.25, seed=0), images, Recipe(epochs=2, batch_size=25, lr=.01, precision='fp32'), compiled=mode, device='cpu')
         losses[mode] = state.train_loss, state.evaluation.logits
     assert losses[''][0] == pytest.approx(losses['default'][0], rel=1e-4)
     torch.testing.assert_close(losses[''][1], losses['default'][1], rtol=1e-3, atol=1e-3)
@@ -248,8 +248,9 @@ def test_deterministic_training_sets_the_switches_and_puts_them_back(images):
 
 
 @pytest.mark.gpu
-def test_deterministic_training_repeats_itself_on_gpu(images):
-    runs = [train(make_model('fast', 3, (3, 12, 12), seed=0), images, Recipe(epochs=2, batch_size=20), device='cuda', deterministic=True).evaluation.logits for _ in range(2)]
+@pytest.mark.parametrize('name', ['fast', 'whitened', 'resnet18'])
+def test_deterministic_training_repeats_itself_on_gpu(images, name):
+    runs = [train(make_model(name, 3, (3, 12, 12), width=.25, seed=0), images, Recipe(epochs=2, batch_size=20), device='cuda', deterministic=True).evaluation.logits for _ in range(2)]
     assert torch.equal(*runs)
 
 
@@ -265,6 +266,6 @@ def test_an_epoch_does_not_wait_for_the_gpu(images):
 @pytest.mark.gpu
 @pytest.mark.parametrize('mode', ['default', 'reduce-overhead'])
 def test_captured_steps_give_the_same_numbers_on_gpu(images, mode):
-    recipe = Recipe(epochs=2, batch_size=20, lr=.01, precision='fp32')
+    recipe = Recipe(epochs=2, batch_size=25, lr=.01, precision='fp32')
     a, b = (train(make_model('fast', 3, (3, 12, 12), seed=0), images, recipe, device='cuda', compiled=m) for m in ('', mode))
     torch.testing.assert_close(a.evaluation.logits, b.evaluation.logits, rtol=1e-2, atol=1e-2)
