@@ -11,6 +11,7 @@ __all__ = ['RESNETS', 'FAST', 'MODELS', 'KINDS', 'scaled', 'ResBlock', 'PreActBl
 import math
 from collections import OrderedDict
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -263,12 +264,28 @@ class Classifier(nn.Module):
         for k in heads: check_choice('heads', k, known)
         return {k: known[k](f) for k in heads}
 
-# %% ../nbs/03_models.ipynb #a84b85ae
-MODELS = { # name: (function that builds the backbone, its settings)
+# %% ../nbs/03_models.ipynb #40cbfb4d
+class _Table(dict):
+    "A dict whose functions may be named as 'module:function'; reading an entry imports it."
+    def __getitem__(self, name):
+        build, settings = super().__getitem__(name)
+        if isinstance(build, str):
+            module, function = build.split(':')
+            build = getattr(import_module(f'noisymem.{module}'), function)
+        return build, settings
+
+# %% ../nbs/03_models.ipynb #e99c6a87
+_ZOO = ('cnn', 'densenet', 'efficientnet', 'googlenet', 'mobilenet', 'mobilenetv2', 'resnext', 'senet', 'shufflenetv2', 'vgg')
+_ORIGINAL = ('efficientnet', 'mobilenet', 'mobilenetv2', 'shufflenetv2') # with widths of their own
+
+MODELS = _Table({ # name: (function that builds the backbone, its settings)
     **{k: (fast_backbone, {'name': k}) for k in FAST}, 'whitened': (whitened_backbone, {}),
     **{f'resnet{d}': (resnet_backbone, {'depth': d}) for d in RESNETS},
     **{f'preact_resnet{d}': (resnet_backbone, {'depth': d, 'preact': True}) for d in RESNETS},
-    'mlp': (mlp_backbone, {}), 'linear': (linear_backbone, {})}
+    'mlp': (mlp_backbone, {}), 'linear': (linear_backbone, {}),
+    **{k: (f'zoo:{k}_backbone', {}) for k in _ZOO}, 'cnn64': ('zoo:cnn_backbone', {'channels': 64}), 'resnet': (resnet_backbone, {'depth': 18}),
+    **{f'{k}_original': (f'zoo:{k}_backbone', {'compat': 'original'}) for k in _ORIGINAL},
+    **{f'imagenet_{k}': ('imagenet:imagenet_backbone', {'name': k}) for k in ('alexnet', 'vgg19_bn', 'resnet50')}})
 
 # %% ../nbs/03_models.ipynb #0446374d
 def _check_model(n_classes, in_shape, heads, images):
