@@ -55,7 +55,7 @@ class DigitPictures:
     def __getitem__(self, i): return self.transform(Image.fromarray(self.x[i])), self.y[i]
 
 
-def measure_stacked(rounds=3):
+def measure_stacked(rounds=2):
     "Perceptrons 64-256-128-10, 20 epochs, batch 128, on digits: stacked, in a lean loop on resident tensors, in the usual loop with a DataLoader over tensors and over images; then 1,000 at once."
     device, data = pick_device('auto'), load_dataset('digits')
     x, rows = normalize(data.x, data.mean, data.std), []
