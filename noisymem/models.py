@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESNETS', 'FAST', 'MODELS', 'KINDS', 'scaled', 'ResBlock', 'PreActBlock', 'resnet_backbone', 'fast_backbone',
-           'Whitening', 'Divide', 'whitened_backbone', 'mlp_backbone', 'linear_backbone', 'make_head', 'Classifier',
-           'make_model', 'count_parameters', 'count_macs', 'layer_names', 'capture']
+           'Whitening', 'LargestOverNine', 'whitened_backbone', 'mlp_backbone', 'linear_backbone', 'make_head',
+           'Classifier', 'make_model', 'count_parameters', 'count_macs', 'layer_names', 'capture']
 
 # %% ../nbs/03_models.ipynb #6a46e1e0
 import math
@@ -179,16 +179,9 @@ def _whitened_conv(j, c_in, c, pool):
     return [(f'conv{j}', conv), *([('pool', nn.MaxPool2d(2, ceil_mode=True))] if pool else []), (f'bn{j}', norm), (f'gelu{j}', nn.GELU())]
 
 # %% ../nbs/03_models.ipynb #95e2e988
-class Divide(nn.Module):
-    "Divide by a constant."
-    def __init__(
-        self,
-        by:float, # not 0
-    ):
-        super().__init__()
-        self.by = by
-
-    def forward(self, x): return x/self.by
+class LargestOverNine(nn.Module):
+    "The largest value of each channel, over nine; unlike PyTorch's adaptive max-pooling with a deterministic backward pass on a GPU."
+    def forward(self, x): return x.amax((2, 3))/9
 
 # %% ../nbs/03_models.ipynb #adca55d8
 def whitened_backbone(
@@ -203,7 +196,7 @@ def whitened_backbone(
         c = scaled(c, width)
         mods.append((f'stage{i}', nn.Sequential(OrderedDict(_whitened_conv(1, c_in, c, True) + _whitened_conv(2, c, c, False)))))
         c_in = c
-    return _backbone([*mods, ('pool', nn.AdaptiveMaxPool2d(1)), ('flat', nn.Flatten()), ('divide', Divide(9))], c_in)
+    return _backbone([*mods, ('pool', LargestOverNine())], c_in)
 
 # %% ../nbs/03_models.ipynb #5bdef5d6
 def mlp_backbone(
