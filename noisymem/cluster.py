@@ -6,8 +6,7 @@
 __all__ = ['OPTIONS', 'load_options', 'options_for', 'Resumable', 'Ensemble', 'find_ensembles', 'Step', 'plan_steps',
            'Submission', 'submit', 'wait', 'run_on_cluster']
 
-# %% ../nbs/51_cluster.ipynb #eab86cd7
-import getpass
+# %% ../nbs/51_cluster.ipynb #a50d6c13
 import os
 import shutil
 import subprocess
@@ -307,8 +306,8 @@ def submit(
     for j in jobs:
         if j not in todo: print(f'{j.name}: cached')
     check_ready()
-    sub = Submission(profile, cluster, _log_folder(profile), plan_steps(profile, todo, load_options() if options is None else options))
-    ids = {}
+    steps, ids = plan_steps(profile, todo, load_options() if options is None else options), {}
+    sub = Submission(profile, cluster, _log_folder(profile) if steps else results_dir()/'cluster'/profile, steps)
     try:
         for step in sub.steps if cluster == 'slurm' else ():
             _submit_slurm(step, sub.folder, f'{profile}-{step.name}', [ids[a] for a in step.after])
@@ -317,7 +316,7 @@ def submit(
         for i in ids.values(): subprocess.run(['scancel', i])
         if not isinstance(e, _submitit().core.utils.FailedJobError): raise
         raise ValueError(f"SLURM refused {step.name}: {' '.join(str(e).split())}") from None
-    _save(sub)
+    if ids: _save(sub)
     for step in sub.steps: print(_describe(step), flush=True)
     print(f'logs: {sub.folder}' if sub.steps else 'nothing to submit', flush=True)
     return sub
@@ -325,7 +324,7 @@ def submit(
 # %% ../nbs/51_cluster.ipynb #4ead874b
 def _queued():
     "Numbers of the user's jobs that wait or run; None when the queue does not answer."
-    asked = subprocess.run(['squeue', '--noheader', '--array', '--user', getpass.getuser(), '--format=%i'], capture_output=True, text=True)
+    asked = subprocess.run(['squeue', '--noheader', '--array', '--user', str(os.getuid()), '--format=%i'], capture_output=True, text=True)
     return set(asked.stdout.split()) if asked.returncode == 0 else None
 
 # %% ../nbs/51_cluster.ipynb #38f2a6b8
@@ -341,7 +340,7 @@ def _outcome(job, dependencies):
 # %% ../nbs/51_cluster.ipynb #507084b8
 def _n_slots(options):
     "How many tasks with these options this machine runs at the same time."
-    there, each = (torch.cuda.device_count(), options['gpus_per_node']) if options['gpus_per_node'] else (len(os.sched_getaffinity(0)), options['cpus_per_task'])
+    there, each = (torch.cuda.device_count(), options['gpus_per_node']) if options['gpus_per_node'] else (os.cpu_count(), options['cpus_per_task'])
     return max(1, min(there//each, options['array_parallelism']))
 
 # %% ../nbs/51_cluster.ipynb #ed0d3597
