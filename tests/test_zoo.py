@@ -63,20 +63,19 @@ def test_every_oracle_is_covered(oracle):
     assert keys == {k for k, _, _ in KEYS}
 
 
-@pytest.mark.parametrize('name', [*ZOO, *ORIGINAL, *IMAGENET])
-@pytest.mark.parametrize('side', [8, 28, 32, 64, 224])
-def test_every_size_one_or_three_channels(name, side):
-    for c in (1, 3):
+@pytest.mark.parametrize('name', [*ZOO, *IMAGENET])
+def test_every_size_one_or_three_channels(name):
+    nets = {}
+    for side, c in [(8, 1), (8, 3), (28, 1), (32, 3), (64, 1), (224, 3)]:
         if name == 'imagenet_alexnet' and side < 63:
             with pytest.raises(ValueError, match='at least 63 pixels'): on_meta(name, 1/16, (c, side, side))
             continue
-        net = on_meta(name, TINY.get(name, 1/16), (c, side, side))
-        assert net(torch.zeros(2, c, side, side, device='meta')).shape == (2, 10)
+        if name == 'imagenet_vgg19_bn' or c not in nets: nets[c] = on_meta(name, TINY.get(name, 1/16), (c, side, side)).eval()
+        with torch.no_grad(): assert nets[c](torch.zeros(1, c, side, side, device='meta')).shape == (1, 10)
 
 
 @pytest.mark.parametrize('name', [*ZOO, *ORIGINAL, 'imagenet_vgg19_bn', 'imagenet_resnet50'])
-@pytest.mark.parametrize('shape', [(1, 8, 8), (3, 5, 11)])
-def test_backward_gives_finite_gradients(name, shape):
+def test_backward_gives_finite_gradients(name, shape=(1, 5, 11)):
     net, x = tiny(name, shape), torch.randn(4, *shape)
     out = net(x)
     assert out.shape == (4, 4) and out.isfinite().all()
@@ -92,7 +91,7 @@ def test_backward_gives_finite_gradients(name, shape):
 @pytest.mark.parametrize('name', [*ZOO, *IMAGENET])
 def test_parameters_grow_with_width_and_every_layer_scales(name):
     shape = (3, 64, 64)
-    widths = (1, 2, 3, 4) if name == 'cnn' else (.13, .3, .5, 1, 1.5)
+    widths = (1, 2, 5) if name == 'cnn' else (.13, .7, 1)
     nets = {w: on_meta(name, w, shape) for w in widths}
     counts = [count_parameters(n) for n in nets.values()]
     macs = [count_macs(n, shape) for n in nets.values()]
@@ -219,7 +218,7 @@ def test_resnet50_gives_the_numbers_of_torchvision(tmp_path):
 @pytest.mark.parametrize('name', ['imagenet_vgg19_bn', 'imagenet_resnet50'])
 def test_initial_weights_have_the_spread_of_torchvision(name):
     for n, p in tiny(name).named_parameters():
-        if p.dim() == 4 and p.numel() > 2000: assert abs(float(p.std())/np.sqrt(2/(p.shape[0]*p.shape[2]*p.shape[3])) - 1) < .1, n
+        if p.dim() == 4 and p.numel() > 2000: assert abs(float(p.detach().std())/np.sqrt(2/(p.shape[0]*p.shape[2]*p.shape[3])) - 1) < .1, n
 
 
 @pytest.mark.gpu
