@@ -13,6 +13,7 @@ import sys
 import yaml
 
 from .batch import choose_jobs, find_notebook, job_state, list_profiles, list_results, load_claims, load_profile, make_job, profile_name, run_jobs, stored_jobs
+from .cluster import run_on_cluster
 from .core import check_choice, results_dir
 from .gallery import write_gallery
 from .plan import format_plan, plan_jobs
@@ -38,17 +39,27 @@ def _run(args):
         try: notebook = find_notebook(args.what)
         except ValueError as e: raise ValueError(f"{e}; or a profile: {', '.join(known)}") from None
         profile, jobs = 'manual', [make_job(str(notebook), dict(_parameter(p) for p in args.parameter))]
+    if args.cluster: return _run_on_cluster(args, profile, choose_jobs(jobs, args.only))
     bad = run_jobs(profile, jobs, args.only, args.force, args.timeout, args.dry_run, args.retry_failed, args.workers)
     if not args.dry_run and stored_jobs(profile): print(f'gallery: {write_gallery(profile)}')
     return 1 if bad else 0
 
-# %% ../nbs/52_cli.ipynb #a17a5755
-def _parameter(text):
+# %% ../nbs/52_cli.ipynb #e80d7a2e
+def _parameter(text, flag='-p'):
     "Read NAME=VALUE, the value as YAML."
     name, eq, value = text.partition('=')
-    if not eq: raise ValueError(f'-p must look like name=value, got {text!r}')
+    if not eq: raise ValueError(f'{flag} must look like name=value, got {text!r}')
     try: return name, yaml.safe_load(value)
-    except yaml.YAMLError: raise ValueError(f'value of -p {name} is not valid YAML, got {value!r}') from None
+    except yaml.YAMLError: raise ValueError(f'value of {flag} {name} is not valid YAML, got {value!r}') from None
+
+# %% ../nbs/52_cli.ipynb #e60879df
+def _run_on_cluster(args, profile, jobs):
+    "Submit a profile."
+    for name in ('retry_failed', 'timeout'):
+        if getattr(args, name): raise ValueError(f"--{name.replace('_', '-')} is not for a cluster: submitting again trains and runs what is missing, and the time of a job is one of the --cluster-options")
+    if args.workers > 1: raise ValueError('--workers is not for a cluster: array_parallelism among the --cluster-options says how many tasks run at a time')
+    overrides = dict(_parameter(p, '--cluster-option') for p in args.cluster_option)
+    return int(run_on_cluster(profile, jobs, args.cluster, args.cluster_options, overrides, args.wait, args.force, args.dry_run) > 0)
 
 # %% ../nbs/52_cli.ipynb #09f7da99
 def _status(args):
@@ -98,6 +109,10 @@ def _parser():
     run.add_argument('--dry-run', action='store_true', help='only say what is cached and what would run, and why')
     run.add_argument('--retry-failed', action='store_true', help='only notebooks that failed, or whose claims did, when they last ran')
     run.add_argument('--workers', type=int, default=1, metavar='N', help='notebooks at a time; they share the threads, or the GPUs')
+    run.add_argument('--cluster', choices=['slurm', 'local'], help='run as jobs: on SLURM, or as processes of this machine')
+    run.add_argument('--cluster-options', metavar='FILE', help='YAML file of what a job asks for, see papermill_runs/cluster/slurm.yaml')
+    run.add_argument('--cluster-option', action='append', default=[], metavar='NAME=VALUE', help='one such option; comes last')
+    run.add_argument('--wait', action='store_true', help='stay until the cluster has run everything, or watch what was submitted before')
     run.add_argument('--timeout', type=float, metavar='SECONDS', help='end a notebook after this time')
     run.set_defaults(call=_run)
     for name, call, text in (('status', _status, 'what is done, stale, or missing'), ('claims', _claims, 'which claims hold')):

@@ -79,7 +79,8 @@ def prepare(
 # %% ../nbs/50_runs.ipynb #8ee67e7a
 def _readable(cfg):
     "Non-default settings as words."
-    words = [f'{f.name}={getattr(cfg, f.name)}' for f in fields(cfg) if f.name != 'n_models' and getattr(cfg, f.name) != f.default]
+    value = lambda f: dict(sorted(v.items())) if isinstance(v := getattr(cfg, f.name), dict) else v
+    words = [f'{f.name}={value(f)}' for f in fields(cfg) if f.name != 'n_models' and value(f) != f.default]
     return ''.join(c if c.isalnum() or c in '=.-_' else '_' for c in '-'.join(words))[:100] or 'default'
 
 # %% ../nbs/50_runs.ipynb #6b777204

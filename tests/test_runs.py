@@ -130,3 +130,8 @@ def test_long_work_asks_how_many_processes_are_fastest_and_short_work_does_not(r
     for _ in range(2): assert R.count_workers(CFG, *prepared, cpu, 10**8) == 2
     assert len(asked) == 1, 'measured once, then read'
     assert R.count_workers(replace(CFG, model='mlp', recipe='digits'), *prepared, cpu, 10**8) == 0, 'perceptrons are stacked'
+
+
+def test_the_order_of_settings_names_no_other_folder():
+    a, b = (replace(CFG, recipe=r) for r in ({'name': 'cpu', 'epochs': 1}, {'epochs': 1, 'name': 'cpu'}))
+    assert R.ensemble_folder(a, *R.prepare(a), torch.device('cpu')) == R.ensemble_folder(b, *R.prepare(b), torch.device('cpu'))
