@@ -140,12 +140,12 @@ def main(
         status = args.call(args)
         sys.stdout.flush()
         return status
-    except (ValueError, FileNotFoundError) as e:
-        print(f'noisymem: {e}', file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more can be written, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ValueError, OSError) as e:
+        print(f'noisymem: {e}', file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print('noisymem: interrupted; finished models are kept, run the same command to continue', file=sys.stderr)
         return 130

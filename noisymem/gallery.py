@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from .batch import load_claims
+from .batch import _read_state, load_claims
 from .core import load_json, results_dir, save_atomic
 
 # %% ../nbs/50c_gallery.ipynb #e09953d6
 def _jobs_done(profile):
-    "The jobs of a profile that ran, in the order they did, each with its folder and state."
-    states = [(p.parent, load_json(p)) for p in sorted((results_dir()/'figures'/profile).glob('*/job.json'), key=lambda p: p.stat().st_mtime)]
+    "The jobs of a profile that ran, in its order, each with its folder and state."
+    folder = results_dir()/'figures'/profile
+    names = load_json(folder/'order.json') if (folder/'order.json').exists() else []
+    place = lambda p: (names.index(p.parent.name) if p.parent.name in names else len(names), p.stat().st_mtime, p.parent.name)
+    states = [(p.parent, state) for p in sorted(folder.glob('*/job.json'), key=place) if (state := _read_state(p))]
     if not states: raise ValueError(f'profile {profile!r} has no results yet; run `noisymem run {profile}` first')
     return states
 

@@ -99,7 +99,8 @@ def _explain(folder, config):
     "One line that says how a new result differs from the nearest one on the disk."
     others = []
     for path in folder.parent.glob('*/config.json'):
-        there = load_json(path)['config']
+        try: there = dict(load_json(path)['config'])
+        except (ValueError, KeyError, TypeError): continue  # damaged, and another run's
         others.append([f'{k} {there.get(k)!r} -> {v!r}' for k, v in config.items() if canonical_json(there.get(k)) != canonical_json(v)])
     return f"changed: {'; '.join(min(others, key=len)[:4])}" if others else 'new'
 

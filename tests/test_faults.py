@@ -200,7 +200,6 @@ def test_a_damaged_configuration_is_refused_in_one_sentence_and_nothing_is_lost(
     assert load_json(path)['config'] == json.loads(raw)['config']
 
 
-@pytest.mark.xfail(strict=True, reason='runs: _explain reads every other configuration')
 def test_the_damaged_configuration_of_another_run_stops_nothing(tmp_path, monkeypatch, capsys):
     from noisymem.runs import RunConfig, load_or_run
     monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
@@ -235,7 +234,6 @@ def one_sentence(capsys, path):
 def damage(raw, rng): return [b'', raw[:1], raw[:len(raw)//2], raw[:-3], b'[]', b'3', bytes(len(raw))] + [flip(raw, i, rng) for i in rng.sample(range(len(raw)), 8)]
 
 
-@pytest.mark.xfail(strict=True, reason='batch: a damaged job.json ends every command, a missing key even in a traceback')
 def test_a_damaged_state_of_a_job_does_not_count(tmp_path, results, quick, capsys):
     jobs, rng = [figure(tmp_path, name) for name in ('fig_a', 'fig_b')], random.Random(0)
     assert B.run_jobs('p', jobs) == 0
@@ -254,7 +252,6 @@ def test_a_damaged_state_of_a_job_does_not_count(tmp_path, results, quick, capsy
     assert noticed >= 9
 
 
-@pytest.mark.xfail(strict=True, reason='batch: results of a finished job are not checked')
 def test_damaged_claims_are_named_and_made_again(tmp_path, results, quick, capsys):
     job, rng = figure(tmp_path, 'fig_a'), random.Random(0)
     assert B.run_jobs('p', [job]) == 0
@@ -306,7 +303,6 @@ def test_a_full_disk_loses_no_model(data, tmp_path, disk):
 
 
 @pytest.mark.parametrize('free', [0, 40960])
-@pytest.mark.xfail(strict=True, reason='cli: OSError ends in a traceback')
 def test_a_full_disk_loses_no_figure(tmp_path, disk, monkeypatch, capsys, free):
     monkeypatch.setenv('NOISYMEM_RESULTS', str(disk))
     well, job = figure(tmp_path, 'fig_a'), figure(tmp_path, 'fig_b')
@@ -338,7 +334,6 @@ def test_a_read_only_folder_can_be_read_and_says_so_when_it_is_written(data, dis
         assert str(e.value.filename).startswith(str(disk/folder)) and '.tmp' not in str(e.value)
 
 
-@pytest.mark.xfail(strict=True, reason='cli: OSError ends in a traceback')
 def test_read_only_results(tmp_path, disk, monkeypatch, quick, capsys):
     monkeypatch.setenv('NOISYMEM_RESULTS', str(disk))
     path = figure(tmp_path, 'fig_a').notebook
@@ -426,7 +421,6 @@ def test_a_clock_that_jumps_back_while_models_train(data, tmp_path, monkeypatch)
     assert list(tqdm(range(5), file=open(os.devnull, 'w'))) == list(range(5))
 
 
-@pytest.mark.xfail(strict=True, reason='batch: time left is counted on the wall clock')
 def test_time_left_is_never_negative(tmp_path, monkeypatch, capsys):
     "The job began in the future, and 2 of its 4 models came in while we watched."
     from types import SimpleNamespace
@@ -439,7 +433,6 @@ def test_time_left_is_never_negative(tmp_path, monkeypatch, capsys):
     assert 'min left' in out and '-' not in out
 
 
-@pytest.mark.xfail(strict=True, reason='batch, gallery: order is that of the dates of files')
 def test_the_gallery_keeps_the_order_of_the_profile(tmp_path, results, quick):
     jobs = [figure(tmp_path, name) for name in ('fig_c', 'fig_a', 'fig_b')]
     B.run_jobs('p', jobs)
@@ -477,7 +470,6 @@ while True: time.sleep(1)
     assert not running(), 'the kernel outlived its time'
 
 
-@pytest.mark.xfail(strict=True, reason='batch: output is kept whole, in the results and in the gallery')
 def test_a_notebook_that_prints_100_megabytes(tmp_path, results, monkeypatch):
     import threading
     job, start, most = figure(tmp_path, 'loud', 'for i in range(1000): print("x"*99_999)\n'), B._start, [0]
@@ -506,7 +498,6 @@ def kernel(folder, program):
     (folder/'kernels'/'python3'/'kernel.json').write_text(json.dumps(dict(argv=[program, '-f', '{connection_file}'], display_name='x', language='python')))
 
 
-@pytest.mark.xfail(strict=True, reason='batch: check_ready does not look at the kernel')
 def test_a_kernel_whose_program_is_gone_is_noticed_before_anything_runs(tmp_path, results, monkeypatch, capsys):
     kernel(tmp_path/'jupyter', '/nowhere/bin/python')
     monkeypatch.setenv('JUPYTER_PATH', str(tmp_path/'jupyter'))
@@ -521,7 +512,7 @@ def test_a_kernel_that_ends_at_once(tmp_path, results, monkeypatch):
     assert state['status'] == 'failed' and 'Kernel died before replying' in state['error'].splitlines()[-1]
 
 
-@pytest.mark.parametrize('last, match', [('tag', "must have exactly one cell tagged 'parameters', got 0"), ('name', "bad.ipynb in p.yaml must be one of 'n', got 'm'"), pytest.param('json', 'bad.ipynb', marks=pytest.mark.xfail(strict=True, reason='batch: nbformat does not name the file'))])
+@pytest.mark.parametrize('last, match', [('tag', "must have exactly one cell tagged 'parameters', got 0"), ('name', "bad.ipynb in p.yaml must be one of 'n', got 'm'"), ('json', 'bad.ipynb')])
 def test_the_last_notebook_of_a_profile_is_checked_before_the_first_runs(tmp_path, results, capsys, last, match):
     well, bad = notebook(tmp_path, 'well', '1'), notebook(tmp_path, 'bad', '1', tags=() if last == 'tag' else ('parameters',))
     if last == 'json': Path(bad).write_bytes(Path(bad).read_bytes()[:200])
