@@ -170,7 +170,7 @@ def test_command_line(tmp_path, results, capsys):
 def test_progress_reaches_the_parent(tmp_path, results, capsys, monkeypatch):
     job = B.make_job(notebook(tmp_path, 'counts', 'import time\nfrom noisymem.progress import track\nfor i in track(range(4), "models"): time.sleep(.3)'), {})
     seen, real = [], json.loads
-    monkeypatch.setattr(B.json, 'loads', lambda t: seen.append(t) or real(t))
+    monkeypatch.setattr(B.json, 'loads', lambda t, **options: seen.append(t) or real(t, **options))
     assert B.run_jobs('p', [job]) == 0
     assert any('"total": 4' in str(t) for t in seen) and not (B.job_folder('p', job)/'.progress.json').exists()
 
