@@ -16,7 +16,7 @@ def test_every_notebook_of_every_profile_says_what_it_needs(tmp_path):
         for job in load_profile(profile):
             cfgs = find_configs(job)
             assert cfgs and all(isinstance(c, RunConfig) for c in cfgs)
-            for k in ('dataset', 'model', 'recipe'): assert k not in job.parameters or all(getattr(c, k) == job.parameters[k] for c in cfgs)
+            for k in ('dataset', 'model', 'recipe'): assert k not in job.parameters or all((c.recipe['name'] if k == 'recipe' and isinstance(c.recipe, dict) else getattr(c, k)) == job.parameters[k] for c in cfgs)
     assert not list(tmp_path.iterdir()), 'planning must leave nothing behind'
 
 
