@@ -23,7 +23,7 @@ import torch
 from .batch import Job
 from .core import config_hash, pick_device
 from .ensemble import _shard, is_stacked, parse_seeds
-from .models import make_model
+from .models import count_macs, make_model
 from .noise import tsne_2d
 from .runs import RunConfig, count_workers, ensemble_folder, find_split, prepare, training_flop
 from .stacked import group_size, train_stacked
@@ -32,7 +32,8 @@ from .train import get_recipe, to_device
 # %% ../nbs/50d_plan.ipynb #0a995416
 def find_configs(
     job:Job,
-)->list:     # of RunConfig
+    single:bool=False, # its single runs, `single_runs` in the notebook, instead of its ensembles, `cfg` or `cfgs`
+)->list:               # of RunConfig
     "Run the cells of a notebook that say what it needs; nothing is trained."
     space, before = {}, os.environ.get('NOISYMEM_FIGURE')
     with tempfile.TemporaryDirectory() as scratch:
@@ -47,7 +48,7 @@ def find_configs(
         finally:
             if before is None: del os.environ['NOISYMEM_FIGURE']
             else: os.environ['NOISYMEM_FIGURE'] = before
-    found = space.get('cfgs') or [space['cfg']]
+    found = space.get('single_runs', []) if single else space.get('cfgs') or [space[k] for k in ('cfg',) if k in space]
     return list(found.values()) if isinstance(found, dict) else list(found)
 
 # %% ../nbs/50d_plan.ipynb #ee9d2c96
@@ -110,6 +111,16 @@ def _cost_of_processes(cfg, data, design, device, missing):
     steps = recipe.epochs*math.ceil(_n_seen(design)/recipe.batch_size) + (data.n + len(data.x_test))/recipe.batch_size/3
     return math.ceil(missing/n)*steps*nearest/speed, n*(memory + data.x.nbytes + data.x_test.nbytes)
 
+# %% ../nbs/50d_plan.ipynb #5b1e77aa
+def _cost_of_single(cfg, device):
+    "Cost of one network trained by the notebook itself on all examples, judged on them after every epoch; counted whether it is there already or not."
+    data, recipe = prepare(cfg)[0], get_recipe(cfg.recipe)
+    known = find_split(cfg, data, device)[1]
+    speed, memory = known[min(known)]
+    steps = recipe.epochs*(math.ceil(data.n/recipe.batch_size) + data.n/recipe.batch_size/3)
+    macs = count_macs(make_model(cfg.model, data.n_classes, tuple(data.x.shape[1:]), width=cfg.width), tuple(data.x.shape[1:]))
+    return Cost(1, steps*min(known)/speed, 8*macs*data.n*recipe.epochs, memory + data.x.nbytes + data.x_test.nbytes, 0.)
+
 # %% ../nbs/50d_plan.ipynb #038dc762
 def _n_seen(design): return design.n - len(design.pool) + design.n_included
 
@@ -158,6 +169,7 @@ def plan_jobs(
     for job in jobs:
         cfgs = find_configs(job)
         costs = [cost_of(c, device, asked.setdefault(config_hash(replace(c, n_models=1)), set())) for c in cfgs]
+        costs += [_cost_of_single(c, pick_device(device)) for c in find_configs(job, single=True)]
         draw = 2.5*start
         if 'load_map(' in job.notebook.read_text(encoding='utf-8') and config_hash(replace(cfgs[0], n_models=1)) not in maps:
             draw += _map_seconds(prepare(cfgs[0])[0].n)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from noisymem.data import from_arrays, load_dataset, sample
+
 matplotlib.use('Agg')
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get('NOISYMEM_SHARED', ROOT.parent/'shared'))
@@ -44,6 +46,19 @@ def real_data(shared, tmp_path_factory):
     dest = tmp_path_factory.mktemp('real')
     subprocess.run([sys.executable, shared/'data'/'unpack.py', dest, 'cifar10', 'cifar100', 'cifarn'], check=True, capture_output=True)
     return dest
+
+
+@pytest.fixture(scope='session')
+def digits():
+    "A small part of the digits; a file that wants another part defines its own."
+    return sample(load_dataset('digits'), 150, seed=0)
+
+
+@pytest.fixture(scope='session')
+def images():
+    "Sixty colour images of noise in three classes."
+    rng = np.random.default_rng(0)
+    return from_arrays(rng.integers(0, 256, (60, 12, 12, 3), dtype=np.uint8), rng.integers(0, 3, 60), layout='NHWC', x_test=rng.integers(0, 256, (10, 12, 12, 3), dtype=np.uint8), y_test=rng.integers(0, 3, 10), class_names=('a', 'b', 'c'))
 
 
 def pytest_collection_modifyitems(items):

@@ -14,7 +14,7 @@ def results(tmp_path, monkeypatch): monkeypatch.setenv('NOISYMEM_RESULTS', str(t
 def test_every_notebook_of_every_profile_says_what_it_needs(tmp_path):
     for profile in ('demo', 'laptop', 'gpu', 'paper'):
         for job in load_profile(profile):
-            cfgs = find_configs(job)
+            cfgs = find_configs(job) + find_configs(job, single=True)
             assert cfgs and all(isinstance(c, RunConfig) for c in cfgs)
             for k in ('dataset', 'model', 'recipe'): assert k not in job.parameters or all((c.recipe['name'] if k == 'recipe' and isinstance(c.recipe, dict) else getattr(c, k)) == job.parameters[k] for c in cfgs)
     assert not list(tmp_path.iterdir()), 'planning must leave nothing behind'
@@ -56,3 +56,11 @@ def test_a_plan_adds_up():
 
 def test_nothing_to_plan():
     with pytest.raises(ValueError, match='jobs must hold at least one job, got none'): plan_jobs([])
+
+
+def test_single_runs_are_no_ensembles():
+    "A cluster trains ensembles for a notebook; what a notebook trains itself must not be among them."
+    job = make_job('fig_regions', dict(dataset='digits', noise='symmetric-0.3', n_examples=100, epochs=4, recipe='digits', contenders=[dict(model='mlp', width=.1)], rates=[.1, .01]))
+    assert find_configs(job) == [] and [c.recipe['lr'] for c in find_configs(job, single=True)] == [.1, .01]
+    row = plan_jobs([job], 'cpu').iloc[0]
+    assert row.models == 2 and row.disk == 0

@@ -6,20 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from noisymem.data import from_arrays, load_dataset, sample
 from noisymem.models import make_model
 from noisymem.signals import susceptibility as S
 from noisymem.train import Recipe, train
-
-
-@pytest.fixture(scope='module')
-def digits(): return sample(load_dataset('digits'), 150, seed=0)
-
-
-@pytest.fixture(scope='module')
-def images():
-    rng = np.random.default_rng(0)
-    return from_arrays(rng.integers(0, 256, (60, 12, 12, 3), dtype=np.uint8), rng.integers(0, 3, 60), layout='NHWC', x_test=rng.integers(0, 256, (10, 12, 12, 3), dtype=np.uint8), y_test=rng.integers(0, 3, 10), class_names=('a', 'b', 'c'))
 
 
 def state_of(model, optimizer): return copy.deepcopy([model.state_dict(), optimizer.state_dict(), [p.grad for p in model.parameters()], [m.training for m in model.modules()], torch.get_rng_state()])

@@ -1,24 +1,13 @@
 "The training loop: schedules, chance, resume, observers, the shared pass."
-
 import numpy as np
 import pytest
 import torch
 
-from noisymem.data import from_arrays, load_dataset, sample
 from noisymem import train as T
 from noisymem.augment import normalize
+from noisymem.data import from_arrays
 from noisymem.models import Whitening, make_model
 from noisymem.train import RECIPES, Dynamics, Recipe, epoch_order, get_recipe, learning_rate, predict, supervised, train
-
-
-@pytest.fixture(scope='module')
-def digits(): return sample(load_dataset('digits'), 150, seed=0)
-
-
-@pytest.fixture(scope='module')
-def images():
-    rng = np.random.default_rng(0)
-    return from_arrays(rng.integers(0, 256, (60, 12, 12, 3), dtype=np.uint8), rng.integers(0, 3, 60), layout='NHWC', x_test=rng.integers(0, 256, (10, 12, 12, 3), dtype=np.uint8), y_test=rng.integers(0, 3, 10), class_names=('a', 'b', 'c'))
 
 
 def weights(state): return torch.cat([p.detach().flatten() for p in state.model.state_dict().values() if p.is_floating_point()])
