@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from noisymem import cluster as C
@@ -43,9 +44,12 @@ def figure(folder, cfgs, name='fig_tiny'):
 
 
 def alone(cfg):
-    "The record of one process that writes nothing."
+    "The record of one process that writes nothing, on one thread as the tasks are: sums over other threads round otherwise."
     data, design = prepare(cfg)
-    return run_ensemble(data, design, cfg.n_models, None, cfg.model, cfg.width, cfg.recipe, 'cpu')
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: return run_ensemble(data, design, cfg.n_models, None, cfg.model, cfg.width, cfg.recipe, 'cpu')
+    finally: torch.set_num_threads(threads)
 
 
 def folder_of(cfg):
