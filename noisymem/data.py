@@ -18,6 +18,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +81,7 @@ class Dataset:
     licence:str=''               # terms of the data, in one line
     paths:tuple[str,...]|None=None # (N,) file behind each example, for image folders
     verified:bool|None=None      # True: every file has its published checksum; False: some file has another; None: none is published
-    noise_info:dict|None=None    # what the generator of the labels solved for, as it was drawn: rate, n_centres, radius of 'cbn'; None where it solved nothing
+    noise_info:dict|None=None    # of the whole label set as it was drawn: nominal and effective rate, and what the generator solved for (rate, n_centres, radius of 'cbn'); None where no generator of ours made it
 
     def __post_init__(self): _check_dataset(self)
 
@@ -143,7 +144,7 @@ def with_labels(
     given_label,             # (N,) int in [0, K): labels to train with
     noise:str,               # name of this label set
     true_label=None,         # (N,) int in [0, K); None keeps those of `ds`
-    noise_info:dict=None,    # what the generator solved for, if anything
+    noise_info:dict=None,    # nominal and effective rate, and what the generator solved for
 )->Dataset:
     "Give a data set other labels to train with."
     given = check_labels('given_label', given_label, ds.n_classes, ds.n)
@@ -288,18 +289,22 @@ def _scan_folder(path, class_names=None):
     return class_names or names, files, labels
 
 # %% ../nbs/01_data.ipynb #58d4b45d
+def _as_rgb(im):
+    "An opened picture upright, in 8-bit RGB, on white where it is transparent."
+    im = ImageOps.exif_transpose(im)
+    if im.mode == 'F': raise ValueError('floating-point pixels have no known range')
+    if im.mode.startswith('I'):
+        a = np.asarray(im)
+        im = Image.fromarray((a >> 8 if im.mode != 'I' or a.max() > 255 else a).astype(np.uint8))
+    elif im.mode in ('RGBA', 'LA', 'PA') or 'transparency' in im.info:
+        rgba = im.convert('RGBA')
+        im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), rgba)
+    return im.convert('RGB')
+
 def _read_image(path, size):
     "(3, H, W) uint8 pixels of one file."
     with Image.open(path) as im:
-        im = ImageOps.exif_transpose(im)
-        if im.mode == 'F': raise ValueError('floating-point pixels have no known range')
-        if im.mode.startswith('I'):
-            a = np.asarray(im)
-            im = Image.fromarray((a >> 8 if im.mode != 'I' or a.max() > 255 else a).astype(np.uint8))
-        elif im.mode in ('RGBA', 'LA', 'PA') or 'transparency' in im.info:
-            rgba = im.convert('RGBA')
-            im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), rgba)
-        im = im.convert('RGB')
+        im = _as_rgb(im)
         if im.size != (size[1], size[0]): im = im.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         return np.asarray(im).transpose(2, 0, 1)
 
@@ -591,14 +596,18 @@ def _load_digits(name, root, download):
 # %% ../nbs/01_data.ipynb #94e1bce8
 _LOADERS = {'digits': _load_digits, 'cifar10': _load_cifar, 'cifar100': _load_cifar, 'cifar100_coarse': _load_cifar,
             'mnist': _load_mnist, 'fashion_mnist': _load_mnist, 'svhn': _load_svhn}
+_WEB = tuple(k + mini for k in ('clothing1m', 'animal10n', 'tiny_imagenet') for mini in ('', '_mini'))  # loaded by `web_data`, which stands on this chapter
 
 def load_dataset(
-    name:str,            # 'digits', 'cifar10', 'cifar100', 'cifar100_coarse' (20 superclasses), 'mnist', 'fashion_mnist' or 'svhn'
+    name:str,            # 'digits', 'cifar10', 'cifar100', 'cifar100_coarse' (20 superclasses), 'mnist', 'fashion_mnist', 'svhn'; or a folder of `web_data` with its options, 'clothing1m:size=64'
     root=None,           # folder with the official files; default: `core.data_dir()`
-    download:bool=True,  # fetch what is missing from the official address
-)->Dataset:              # with clean labels: `given_label` = `true_label`
+    download:bool=True,  # fetch what is missing from the official address, where there is one
+    **options,           # of the loaders of `web_data`, beside those in the name
+)->Dataset:              # with clean labels, `given_label` = `true_label`, or with the labels it is known for
     "Load a published data set."
-    check_choice('name', name, _LOADERS)
+    if isinstance(name, str) and name.partition(':')[0] in _WEB: return import_module('noisymem.web_data').load_web(name, root, **options)
+    check_choice('name', name, [*_LOADERS, *_WEB])
+    if options: raise ValueError(f'options must be none for data set {name!r}, got {", ".join(options)}')
     return _LOADERS[name](name, data_dir() if root is None else Path(root).expanduser(), download)
 
 # %% ../nbs/01_data.ipynb #ed9bb7ec

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOOK_ALIKE', 'KINDS', 'HUMAN', 'NOISES', 'PREFIXES', 'noise_rate', 'transition_matrix', 'class_conditional',
-           'symmetric_transition', 'mapped_transition', 'flip_labels', 'instance_noise', 'synthetic_twin', 'thumbnail',
-           'tsne_2d', 'cluster_noise', 'simulated_human', 'clusteredness', 'read_embedding', 'add_noise']
+           'symmetric_transition', 'mapped_transition', 'flip_labels', 'instance_noise', 'synthetic_twin',
+           'random_twin', 'thumbnail', 'tsne_2d', 'cluster_noise', 'simulated_human', 'clusteredness', 'read_embedding',
+           'add_noise']
 
 # %% ../nbs/02_noise.ipynb #98723c65
 import re
@@ -19,7 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core import array_hash, check_choice, check_labels, check_range, derive_seed, restricted_unpickle
+from .core import array_hash, check_choice, check_labels, check_range, derive_seed, make_generator, restricted_unpickle
 from .data import Dataset, load_cifar_n, with_labels
 from .label_files import load_label_file
 
@@ -229,6 +230,16 @@ def synthetic_twin(
 )->Tensor:                  # (N,) int64
     "Draw labels with the transition matrix of another label set."
     return class_conditional(true, transition_matrix(true, given, n_classes, normalize), seed)
+
+# %% ../nbs/02_noise.ipynb #f2098424
+def random_twin(
+    ds:Dataset,  # any data set; noise in it does not matter
+    seed:int=0,  # of these labels alone
+)->Dataset:      # same inputs, test set and truth (as far as known); `noise` is 'random-s0'
+    "Give every example a label drawn evenly over all classes."
+    given = torch.randint(ds.n_classes, (ds.n,), generator=make_generator(seed, 'noise', 'random twin'))
+    rates = dict(nominal_rate=1., effective_rate=None if ds.true_label is None else noise_rate(ds.true_label, given))
+    return with_labels(ds, given, f'random-s{seed}', noise_info=rates)
 
 # %% ../nbs/02_noise.ipynb #3a13bdb9
 def thumbnail(
@@ -504,6 +515,17 @@ def _add_clean100(ds, rate, seed, root):
     _need_data(ds, 'clean100', 'cifar100')
     return _add_clean(ds, rate, seed, root)
 
+def _add_given(ds, rate, seed, root):
+    "The labels as they are, and what is known about them."
+    _no_rate('given', rate)
+    return ds.given_label, ds.noise, ds.noise_info or {}
+
+def _add_random(ds, rate, seed, root):
+    "Adapter of `random_twin`."
+    _no_rate('random', rate)
+    twin = random_twin(ds, seed)
+    return twin.given_label, twin.noise, dict(nominal_rate=1.)
+
 def _add_instance(ds, rate, seed, root, layout='hwc', scale=1.):
     "Adapter of `instance_noise`."
     _need_rate('instance', rate)
@@ -566,15 +588,19 @@ def _add_file(ds, where, rate, seed, root, image_order=None, check_order=True):
     return given, f'file:{Path(path).name}' + (f'#{key}' if key else '') + f'-{array_hash(given)[:8]}'
 
 NOISES = {'clean': _add_clean, 'clean100': _add_clean100, **{k: _add_flips(k) for k in (*KINDS, 'asymmetric')}, 'instance': _add_instance, 'cbn': _add_cbn,
-    'simulated_human': _add_simulated, **{k: _add_human(k) for k in HUMAN}}
+    'simulated_human': _add_simulated, **{k: _add_human(k) for k in HUMAN}, 'given': _add_given, 'random': _add_random}
 PREFIXES = {'synthetic': _add_synthetic, 'file': _add_file}
 
 # %% ../nbs/02_noise.ipynb #7f3ba898
-def _labels_and_name(ds, kind, rate, seed, root, **options):
-    "Given labels, the name of the label set and, where something was solved for, a dictionary of it, by table."
+def _carried_rate(kind, rate):
+    "Kind and rate, whether the rate stands beside the kind or in its name."
     if not isinstance(kind, str): check_choice('noise kind', kind, [*NOISES, 'synthetic:KIND', 'file:PATH'])
     carried = re.fullmatch(r'((?!(?:synthetic:)*file:).+?)-(0?\.\d+|0|1)', kind)
-    if carried and rate is None: return _labels_and_name(ds, carried[1], float(carried[2]), seed, root, **options)
+    return (carried[1], float(carried[2])) if carried and rate is None else (kind, rate)
+
+def _labels_and_name(ds, kind, rate, seed, root, **options):
+    "Given labels, the name of the label set and, where something was solved for, a dictionary of it, by table."
+    kind, rate = _carried_rate(kind, rate)
     head, colon, rest = kind.partition(':')
     if colon and head in PREFIXES: return PREFIXES[head](ds, rest, rate, seed, root, **options)
     check_choice('noise kind', kind, [*NOISES, 'synthetic:KIND', 'file:PATH'])
@@ -595,4 +621,6 @@ def add_noise(
     except TypeError as e:
         if 'unexpected keyword argument' not in str(e): raise
         raise ValueError(f'options must be those of noise {kind!r}: {str(e).split("() ")[-1]}') from None
-    return with_labels(ds, given, name, true_label=_truth(ds), noise_info=info[0] if info else None)
+    true = ds.true_label if kind == 'given' else _truth(ds)
+    rates = dict(nominal_rate=_carried_rate(kind, rate)[1]) | (info[0] if info else {}) | dict(effective_rate=None if true is None else noise_rate(true, given))
+    return with_labels(ds, given, name, true_label=true, noise_info=rates)
