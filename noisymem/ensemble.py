@@ -50,6 +50,9 @@ class Design:
     @property
     def n_included(self)->int: return sum(int(self.subset_ratio*int(c)) for c in torch.bincount(self.strata) if c)
 
+    @property
+    def n_seen(self)->int: return self.n - len(self.pool) + self.n_included
+
 # %% ../nbs/08_ensemble.ipynb #8da90d8b
 def make_design(
     is_noisy,                # (N,) bool, True where the given label is wrong; None for 'uniform'

@@ -99,7 +99,7 @@ def _cost_of_stack(cfg, data, design, device, missing):
     "Seconds and bytes of perceptrons trained as a stack."
     recipe = get_recipe(cfg.recipe)
     step, look = _measure_stack(to_device(data, device), cfg, recipe, device, missing)
-    each = step*recipe.epochs*math.ceil(_n_seen(design)/recipe.batch_size) + look*(data.n + len(data.x_test)) + .01
+    each = step*recipe.epochs*math.ceil(design.n_seen/recipe.batch_size) + look*(data.n + len(data.x_test)) + .01
     return missing*each, torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 
 # %% ../nbs/50d_plan.ipynb #d787c997
@@ -108,7 +108,7 @@ def _cost_of_processes(cfg, data, design, device, missing):
     recipe, (_, known), n = get_recipe(cfg.recipe), find_split(cfg, data, device), max(1, count_workers(cfg, data, design, device, missing))
     nearest = max((k for k in known if k <= n), default=min(known))
     speed, memory = known[nearest]
-    steps = recipe.epochs*math.ceil(_n_seen(design)/recipe.batch_size) + (data.n + len(data.x_test))/recipe.batch_size/3
+    steps = recipe.epochs*math.ceil(design.n_seen/recipe.batch_size) + (data.n + len(data.x_test))/recipe.batch_size/3
     return math.ceil(missing/n)*steps*nearest/speed, n*(memory + data.x.nbytes + data.x_test.nbytes)
 
 # %% ../nbs/50d_plan.ipynb #5b1e77aa
@@ -120,9 +120,6 @@ def _cost_of_single(cfg, device):
     steps = recipe.epochs*(math.ceil(data.n/recipe.batch_size) + data.n/recipe.batch_size/3)
     macs = count_macs(make_model(cfg.model, data.n_classes, tuple(data.x.shape[1:]), width=cfg.width), tuple(data.x.shape[1:]))
     return Cost(1, steps*min(known)/speed, 8*macs*data.n*recipe.epochs, memory + data.x.nbytes + data.x_test.nbytes, 0.)
-
-# %% ../nbs/50d_plan.ipynb #038dc762
-def _n_seen(design): return design.n - len(design.pool) + design.n_included
 
 # %% ../nbs/50d_plan.ipynb #f57f4772
 def cost_of(
