@@ -25,6 +25,7 @@ from .core import config_hash, pick_device
 from .ensemble import _shard, is_stacked, parse_seeds
 from .models import count_macs, make_model
 from .noise import tsne_2d
+from .processes import measure_speed
 from .runs import RunConfig, count_workers, ensemble_folder, find_split, prepare, training_flop
 from .stacked import group_size, train_stacked
 from .train import get_recipe, to_device
@@ -67,6 +68,10 @@ def _now(device):
     if device.type == 'cuda': torch.cuda.synchronize(device)
     return time.perf_counter()
 
+def _peak_memory(device):
+    "The most bytes that this process has held."
+    return torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+
 # %% ../nbs/50d_plan.ipynb #ce2d39cc
 def _measure_stack(data, cfg, recipe, device, n_models, n_steps=6):
     "Seconds per step and per evaluated example of one network within a full stack."
@@ -100,7 +105,7 @@ def _cost_of_stack(cfg, data, design, device, missing):
     recipe = get_recipe(cfg.recipe)
     step, look = _measure_stack(to_device(data, device), cfg, recipe, device, missing)
     each = step*recipe.epochs*math.ceil(design.n_seen/recipe.batch_size) + look*(data.n + len(data.x_test)) + .01
-    return missing*each, torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+    return missing*each, _peak_memory(device)
 
 # %% ../nbs/50d_plan.ipynb #d787c997
 def _cost_of_processes(cfg, data, design, device, missing):
@@ -112,14 +117,14 @@ def _cost_of_processes(cfg, data, design, device, missing):
     return math.ceil(missing/n)*steps*nearest/speed, n*(memory + data.x.nbytes + data.x_test.nbytes)
 
 # %% ../nbs/50d_plan.ipynb #5b1e77aa
-def _cost_of_single(cfg, device):
-    "Cost of one network trained by the notebook itself on all examples, judged on them after every epoch; counted whether it is there already or not."
+def _cost_of_single(cfg, device, known):
+    "Cost of one network trained by the notebook itself on all examples, judged on them after every epoch; counted whether it is there already or not. `known` keeps the speeds that were measured."
     data, recipe = prepare(cfg)[0], get_recipe(cfg.recipe)
-    known = find_split(cfg, data, device)[1]
-    speed, memory = known[min(known)]
+    alike = cfg.model, cfg.width, replace(recipe, epochs=1, lr=1., schedule='constant'), tuple(data.x.shape[1:]), data.n_classes, device
+    if alike not in known: known[alike] = measure_speed(*alike), _peak_memory(device)
     steps = recipe.epochs*(math.ceil(data.n/recipe.batch_size) + data.n/recipe.batch_size/3)
     macs = count_macs(make_model(cfg.model, data.n_classes, tuple(data.x.shape[1:]), width=cfg.width), tuple(data.x.shape[1:]))
-    return Cost(1, steps*min(known)/speed, 8*macs*data.n*recipe.epochs, memory + data.x.nbytes + data.x_test.nbytes, 0.)
+    return Cost(1, steps/known[alike][0], 8*macs*data.n*recipe.epochs, known[alike][1], 0.)
 
 # %% ../nbs/50d_plan.ipynb #f57f4772
 def cost_of(
@@ -162,11 +167,11 @@ def plan_jobs(
 )->pd.DataFrame:     # one row per job: models, seconds, flop, memory, disk; an ensemble is counted where it is needed first
     "Foretell what jobs will cost on this machine, from a few measured steps."
     if not jobs: raise ValueError('jobs must hold at least one job, got none')
-    start, asked, maps, rows = _import_seconds(), {}, set(), []
+    start, asked, maps, known, rows = _import_seconds(), {}, set(), {}, []
     for job in jobs:
         cfgs = find_configs(job)
         costs = [cost_of(c, device, asked.setdefault(config_hash(replace(c, n_models=1)), set())) for c in cfgs]
-        costs += [_cost_of_single(c, pick_device(device)) for c in find_configs(job, single=True)]
+        costs += [_cost_of_single(c, pick_device(device), known) for c in find_configs(job, single=True)]
         draw = 2.5*start
         if 'load_map(' in job.notebook.read_text(encoding='utf-8') and config_hash(replace(cfgs[0], n_models=1)) not in maps:
             draw += _map_seconds(prepare(cfgs[0])[0].n)
