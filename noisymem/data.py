@@ -599,12 +599,13 @@ _LOADERS = {'digits': _load_digits, 'cifar10': _load_cifar, 'cifar100': _load_ci
 _WEB = tuple(k + mini for k in ('clothing1m', 'animal10n', 'tiny_imagenet') for mini in ('', '_mini'))  # loaded by `web_data`, which stands on this chapter
 
 def load_dataset(
-    name:str,            # 'digits', 'cifar10', 'cifar100', 'cifar100_coarse' (20 superclasses), 'mnist', 'fashion_mnist', 'svhn'; or a folder of `web_data` with its options, 'clothing1m:size=64'
+    name:str,            # 'digits', 'cifar10', 'cifar100', 'cifar100_coarse' (20 superclasses), 'mnist', 'fashion_mnist', 'svhn'; or a folder of `web_data` with its options, 'clothing1m:size=64'; some classes as 'cifar10[0,1,8]'
     root=None,           # folder with the official files; default: `core.data_dir()`
     download:bool=True,  # fetch what is missing from the official address, where there is one
     **options,           # of the loaders of `web_data`, beside those in the name
 )->Dataset:              # with clean labels, `given_label` = `true_label`, or with the labels it is known for
     "Load a published data set."
+    if isinstance(name, str) and '[' in name: return import_module('noisymem.corruptions').load_classes(name, root, download, **options)
     if isinstance(name, str) and name.partition(':')[0] in _WEB: return import_module('noisymem.web_data').load_web(name, root, **options)
     check_choice('name', name, [*_LOADERS, *_WEB])
     if options: raise ValueError(f'options must be none for data set {name!r}, got {", ".join(options)}')

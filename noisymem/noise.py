@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .core import array_hash, check_choice, check_labels, check_range, derive_seed, make_generator, restricted_unpickle
+from .corruptions import MISTAKEN, OUT, mistaken_for, random_in, real_in, real_in_confusion, replace_images, replace_images_original
 from .data import Dataset, load_cifar_n, with_labels
 from .label_files import load_label_file
 
@@ -120,7 +121,7 @@ def mapped_transition(
 
 # %% ../nbs/02_noise.ipynb #1bb666c3
 LOOK_ALIKE = {
-    'cifar10': {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},
+    **MISTAKEN,
     'digits': {7: 1, 2: 7, 5: 6, 6: 5, 3: 8},
     'mnist': {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}}
 
@@ -498,11 +499,44 @@ def _add_flips(kind):
     def add(ds, rate, seed, root, mapping=None):
         _need_rate(kind, rate)
         if kind == 'asymmetric' and mapping is None:
-            check_choice('data set with a table of look-alike classes (or pass mapping)', ds.name, LOOK_ALIKE)
-            mapping = LOOK_ALIKE[ds.name]
-        name = _noise_name(kind, rate, seed, mapping=mapping if kind == 'asymmetric' and mapping != LOOK_ALIKE.get(ds.name) else None)
-        return flip_labels(_truth(ds), rate, ds.n_classes, kind, seed, mapping)[0], name
+            mapping, usual = _usual_mistakes(ds), True
+        else: usual = mapping == LOOK_ALIKE.get(ds.name)
+        return flip_labels(_truth(ds), rate, ds.n_classes, kind, seed, mapping)[0], _noise_name(kind, rate, seed, mapping=None if usual else mapping)
     return add
+
+def _usual_mistakes(ds):
+    "Look-alike classes of a data set, or of the part of its classes that is there."
+    mapping = mistaken_for(ds, LOOK_ALIKE)
+    if not mapping: raise ValueError(f'mapping must be given for {ds.name!r}, none of whose classes is mistaken for another of them')
+    return mapping
+
+def _add_random_in(ds, rate, seed, root):
+    "Adapter of `random_in`."
+    _need_rate('random_in', rate)
+    return random_in(_truth(ds), rate, ds.n_classes, seed).given, _noise_name('random_in', rate, seed)
+
+def _add_real_in(ds, rate, seed, root, mapping=None, counts=None):
+    "Adapter of `real_in` and, with counts, of `real_in_confusion`."
+    _need_rate('real_in', rate)
+    if mapping is not None and counts is not None: raise ValueError("mapping and counts must not both be given for 'real_in'")
+    name = _noise_name('real_in', rate, seed, mapping=mapping, counts=None if counts is None else np.asarray(counts))
+    if counts is None: return real_in(_truth(ds), rate, ds.n_classes, _usual_mistakes(ds) if mapping is None else mapping, seed).given, name
+    if len(counts) != ds.n_classes: raise ValueError(f'counts must have {ds.n_classes} rows, got {len(counts)}')
+    return real_in_confusion(_truth(ds), rate, counts, seed).given, name
+
+def _no_labels(kind):
+    "Images are replaced by `add_noise` itself: there are no labels to hand to anything else."
+    def add(ds, rate, seed, root, **options): raise ValueError(f'noise {kind!r} replaces images; it has no labels to imitate')
+    return add
+
+def _replace(ds, kind, rate, seed, root, compat=None, n_in=None, **options):
+    "Adapter of `replace_images`; what follows a colon in the kind is the pool."
+    head, _, pool = kind.partition(':')
+    _need_rate(head, rate)
+    check_choice('compat', compat, [None, 'original'])
+    if (compat is None) != (n_in is None): raise ValueError(f"n_in must be given with compat='original' and not without, got n_in {n_in!r} with compat {compat!r}")
+    if pool: options = options | dict(pool=pool)
+    return replace_images(ds, head, rate, seed, root=root, **options) if compat is None else replace_images_original(ds, head, rate, n_in, seed, **options)
 
 def _add_clean(ds, rate, seed, root):
     "The true labels."
@@ -588,7 +622,8 @@ def _add_file(ds, where, rate, seed, root, image_order=None, check_order=True):
     return given, f'file:{Path(path).name}' + (f'#{key}' if key else '') + f'-{array_hash(given)[:8]}'
 
 NOISES = {'clean': _add_clean, 'clean100': _add_clean100, **{k: _add_flips(k) for k in (*KINDS, 'asymmetric')}, 'instance': _add_instance, 'cbn': _add_cbn,
-    'simulated_human': _add_simulated, **{k: _add_human(k) for k in HUMAN}, 'given': _add_given, 'random': _add_random}
+    'simulated_human': _add_simulated, **{k: _add_human(k) for k in HUMAN}, 'given': _add_given, 'random': _add_random,
+    'random_in': _add_random_in, 'real_in': _add_real_in, **{k: _no_labels(k) for k in OUT}}
 PREFIXES = {'synthetic': _add_synthetic, 'file': _add_file}
 
 # %% ../nbs/02_noise.ipynb #7f3ba898
@@ -614,13 +649,18 @@ def add_noise(
     seed:int=0,         # of the noise alone
     root=None,          # folder of the data sets, for human labels; None is `data_dir()`
     **options,          # of the kind
-)->Dataset:             # same examples, other given labels, `noise` names the set
+)->Dataset:             # same examples, other given labels (an `OpenSet` with other images for 'random_out', 'real_out'), `noise` names the set
     "Give a data set other labels, by the name of the noise."
     check_range('ds.n_classes', ds.n_classes, 2, float('inf'), '[)')
-    try: given, name, *info = _labels_and_name(ds, kind, rate, seed, root, **options)
+    bare, asked = _carried_rate(kind, rate)
+    foreign = 0 if ds.true_label is None or kind == 'given' else int((ds.true_label < 0).sum())
+    if foreign: raise ValueError(f'ds must have its own images, got {foreign} foreign ones, which have no true label')
+    try:
+        if bare.partition(':')[0] in OUT: return _replace(ds, bare, asked, seed, root, **options)
+        given, name, *info = _labels_and_name(ds, kind, rate, seed, root, **options)
     except TypeError as e:
         if 'unexpected keyword argument' not in str(e): raise
         raise ValueError(f'options must be those of noise {kind!r}: {str(e).split("() ")[-1]}') from None
     true = ds.true_label if kind == 'given' else _truth(ds)
-    rates = dict(nominal_rate=_carried_rate(kind, rate)[1]) | (info[0] if info else {}) | dict(effective_rate=None if true is None else noise_rate(true, given))
-    return with_labels(ds, given, name, true_label=true, noise_info=rates)
+    rates = dict(nominal_rate=asked) | (info[0] if info else {}) | dict(effective_rate=None if true is None else (true != given).double().mean().item())
+    return with_labels(ds, given, name, true_label=None if kind == 'given' else true, noise_info=rates)
