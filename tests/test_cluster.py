@@ -239,7 +239,7 @@ def requeued(job_id):
 
 def test_slurm_jobs_are_killed_requeued_and_submitted_again(results, tmp_path, slurm, capfd):
     "Four tasks: one is killed by the system, one by scancel, one requeued by hand, one told that it will be preempted."
-    cfg = RunConfig(**TINY, model='fast', width=.25, recipe=dict(name='digits', epochs=200), n_models=12)  # some seconds a model, so that a task can be met at work
+    cfg = RunConfig(**TINY, model='fast', width=.25, recipe=dict(name='digits', epochs=600), n_models=12)  # some seconds a model on an idle machine, so that a task is met at work
     job, folder = figure(tmp_path, [{k: getattr(cfg, k) for k in ('dataset', 'noise', 'n_examples', 'model', 'width', 'recipe', 'n_models')}]), folder_of(cfg)
     there = lambda *seeds: [s for s in seeds if _shard(folder, s).exists()]
     sub = C.submit('tiny', [job], 'slurm', C.load_options(overrides=QUICK | dict(models_per_task=3)))
