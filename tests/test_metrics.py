@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from noisymem.metrics import auroc, average_precision, bootstrap_interval, correlation
+from noisymem.metrics import auroc, average_precision, bootstrap_interval, correlation, roc_curve
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -103,3 +103,25 @@ def test_bad_tensors(measure):
 def test_same_on_gpu(measure):
     score, wrong = ranked(1)
     torch.testing.assert_close(measure(torch.as_tensor(score).cuda(), wrong).cpu(), measure(torch.as_tensor(score), wrong), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_roc_curve_against_scikit_learn(seed):
+    from sklearn.metrics import roc_curve as theirs
+    rng = np.random.default_rng(seed)
+    wrong = rng.random(500) < .3
+    score = np.round(rng.normal(size=500) + wrong, seed % 3).astype(float)
+    score[rng.random(500) < .1] = np.nan
+    ours, known = roc_curve(score, wrong), ~np.isnan(score)
+    false, true, _ = theirs(wrong[known], score[known], drop_intermediate=False)
+    np.testing.assert_allclose(ours.false_rate, false)
+    np.testing.assert_allclose(ours.true_rate, true)
+    assert np.trapezoid(ours.true_rate, ours.false_rate) == pytest.approx(auroc(score, wrong))
+    few = roc_curve(score, wrong, 60)
+    assert len(few) <= 60 and few.iloc[0].tolist() == [0, 0] and few.iloc[-1].tolist() == [1, 1]
+    assert np.trapezoid(few.true_rate, few.false_rate) == pytest.approx(auroc(score, wrong), abs=.02)
+
+
+def test_roc_curve_of_equal_scores_is_the_diagonal():
+    assert roc_curve(np.ones(6), [1, 0, 0, 1, 1, 0]).to_numpy().tolist() == [[0, 0], [1, 1]]
+    with pytest.raises(ValueError, match='got one kind'): roc_curve([1, 2], [True, True])
