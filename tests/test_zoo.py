@@ -63,15 +63,61 @@ def test_every_oracle_is_covered(oracle):
     assert keys == {k for k, _, _ in KEYS}
 
 
-@pytest.mark.parametrize('name', [*ZOO, *IMAGENET])
+TABLE = { # spec, section 3.1: parameters at 10 classes, multiply-adds of one 32x32 image, at scale 1
+    'cnn': (540, 83_024), 'cnn64': (1_558_026, 228_267_008), 'densenet': (6_956_298, 888_350_720), 'efficientnet': (3_599_686, 30_331_392), 'googlenet': (6_166_250, 1_521_756_160), 'mobilenet': (3_217_226, 46_354_432),
+    'mobilenetv2': (2_296_922, 91_154_944), 'resnet': (11_173_962, 555_422_720), 'resnext': (9_128_778, 1_409_492_992), 'senet': (11_260_354, 555_509_760), 'shufflenetv2': (1_263_854, 45_002_112), 'vgg': (20_040_522, 398_136_320)}
+
+
+@pytest.mark.parametrize('name', TABLE)
+def test_counts_at_width_one(name):
+    net = on_meta(name)
+    assert (count_parameters(net), count_macs(net, (3, 32, 32))) == TABLE[name]
+
+
+SIZES = (8, 16, 28, 32, 64, 96, 224)
+EVERY = sorted(set(MODELS) - {'resnet34', 'resnet101', 'resnet152', 'preact_resnet34', 'preact_resnet50', 'preact_resnet101', 'preact_resnet152'})  # deeper ones of the same blocks
+
+
+BY_SIZE = ('imagenet_alexnet', 'imagenet_vgg19_bn', 'mlp', 'linear')  # built differently for each size
+
+
+def grid(name, forward):
+    "Every size and number of channels; AlexNet says why not."
+    for side in SIZES:
+        for c in (1, 3):
+            if name == 'imagenet_alexnet' and side < 63:
+                with pytest.raises(ValueError, match=rf'in_shape must have at least 63 pixels a side for alexnet, got \({c}, {side}, {side}\); enlarge the images'): on_meta(name, 1/16, (c, side, side))
+            else: forward(side, c)
+
+
+@pytest.mark.parametrize('name', EVERY)
 def test_every_size_one_or_three_channels(name):
     nets = {}
-    for side, c in [(8, 1), (8, 3), (28, 1), (32, 3), (64, 1), (224, 3)]:
-        if name == 'imagenet_alexnet' and side < 63:
-            with pytest.raises(ValueError, match='at least 63 pixels'): on_meta(name, 1/16, (c, side, side))
-            continue
-        if name == 'imagenet_vgg19_bn' or c not in nets: nets[c] = on_meta(name, TINY.get(name, 1/16), (c, side, side)).eval()
-        with torch.no_grad(): assert nets[c](torch.zeros(1, c, side, side, device='meta')).shape == (1, 10)
+    def forward(side, c):
+        if c not in nets or name in BY_SIZE: nets[c] = on_meta(name, TINY.get(name, 1/16), (c, side, side))
+        net = nets[c]
+        with torch.no_grad(): assert net(torch.zeros(2, c, side, side, device='meta')).shape == (2, 10)
+    grid(name, forward)
+
+
+@pytest.mark.parametrize('name', EVERY)
+@pytest.mark.parametrize('width', [.125, .3, 1.5])
+def test_every_width(name, width):
+    "Odd ones too; a network that cannot have it says which one it needs."
+    shape = (1, 64, 64) if name == 'imagenet_alexnet' else (1, 8, 8)
+    if name == 'cnn' and width < .5 or name == 'shufflenetv2_original' and width != 1.5:
+        with pytest.raises(ValueError, match='need width >= 0.5|must be one of .0.5., .1., .1.5., .2.'): on_meta(name, width, shape)
+        return
+    if width > 1: net, device = on_meta(name, width, shape), 'meta'
+    else: net, device = make_model(name, 10, shape, width=width), 'cpu'
+    out = net(torch.randn(2, *shape, device=device))
+    assert out.shape == (2, 10) and (device == 'meta' or bool(out.isfinite().all()))
+
+
+@pytest.mark.parametrize('name', EVERY)
+@pytest.mark.parametrize('width', [0, -1, float('nan'), float('inf'), None, '1'])
+def test_no_width_at_all(name, width):
+    with pytest.raises(ValueError, match=r'width must be in \(0, inf\), got'): make_model(name, 10, (3, 64, 64), width=width)
 
 
 @pytest.mark.parametrize('name', [*ZOO, *ORIGINAL, 'imagenet_vgg19_bn', 'imagenet_resnet50'])
@@ -110,7 +156,7 @@ def test_widths_at_which_the_originals_fail():
         assert net(torch.zeros(1, 3, 32, 32, device='meta')).shape == (1, 10)
 
 
-@pytest.mark.parametrize('name', [n for n in [*ZOO, *IMAGENET] if n != 'resnet'])
+@pytest.mark.parametrize('name', [n for n in EVERY if n not in ('linear', 'shufflenetv2_original')])
 def test_a_width_that_leaves_nothing(name):
     with pytest.raises(ValueError, match=r'channels need width >= 0\.\d+, got 0.001'): make_model(name, 10, (3, 64, 64), width=.001)
 
