@@ -28,6 +28,7 @@ from .noise import tsne_2d
 from .processes import measure_speed
 from .runs import RunConfig, count_workers, ensemble_folder, find_split, prepare, training_flop
 from .stacked import group_size, train_stacked
+from .sweep import locate_runs
 from .train import get_recipe, to_device
 
 # %% ../nbs/50d_plan.ipynb #0a995416
@@ -43,7 +44,7 @@ def find_configs(
             for cell in json.loads(job.notebook.read_text(encoding='utf-8'))['cells']:
                 if cell['cell_type'] != 'code': continue
                 source = ''.join(cell['source'])
-                if any(word in source for word in ('load_or_run(', 'load_or_make(')): break
+                if any(word in source for word in ('load_or_run(', 'load_or_make(', 'load_or_sweep(')): break
                 exec(compile(source, str(job.notebook), 'exec'), space)
                 if 'parameters' in cell['metadata'].get('tags', []): space |= job.parameters
         finally:
@@ -117,9 +118,11 @@ def _cost_of_processes(cfg, data, design, device, missing):
     return math.ceil(missing/n)*steps*nearest/speed, n*(memory + data.x.nbytes + data.x_test.nbytes)
 
 # %% ../nbs/50d_plan.ipynb #5b1e77aa
-def _cost_of_single(cfg, device, known):
-    "Cost of one network trained by the notebook itself on all examples, judged on them after every epoch; counted whether it is there already or not. `known` keeps the speeds that were measured."
-    data, recipe = prepare(cfg)[0], get_recipe(cfg.recipe)
+def _cost_of_single(cfg, data, path, device, known, asked):
+    "Cost of one network trained by the notebook itself on all examples, judged on them after every epoch; nothing for a run of a sweep that is there, or that another figure trains. `known` keeps the speeds that were measured."
+    if path.exists() or path in asked: return Cost(0, 0., 0., 0., 0.)
+    asked.add(path)
+    recipe = get_recipe(cfg.recipe)
     alike = cfg.model, cfg.width, replace(recipe, epochs=1, lr=1., schedule='constant'), tuple(data.x.shape[1:]), data.n_classes, device
     if alike not in known: known[alike] = measure_speed(*alike), _peak_memory(device)
     steps = recipe.epochs*(math.ceil(data.n/recipe.batch_size) + data.n/recipe.batch_size/3)
@@ -167,11 +170,11 @@ def plan_jobs(
 )->pd.DataFrame:     # one row per job: models, seconds, flop, memory, disk; an ensemble is counted where it is needed first
     "Foretell what jobs will cost on this machine, from a few measured steps."
     if not jobs: raise ValueError('jobs must hold at least one job, got none')
-    start, asked, maps, known, rows = _import_seconds(), {}, set(), {}, []
+    start, asked, singles, maps, known, rows = _import_seconds(), {}, set(), set(), {}, []
     for job in jobs:
         cfgs = find_configs(job)
         costs = [cost_of(c, device, asked.setdefault(config_hash(replace(c, n_models=1)), set())) for c in cfgs]
-        costs += [_cost_of_single(c, pick_device(device), known) for c in find_configs(job, single=True)]
+        costs += [_cost_of_single(c, data, path, pick_device(device), known, singles) for c, data, path in locate_runs(find_configs(job, single=True), device=device)]
         draw = 2.5*start
         if 'load_map(' in job.notebook.read_text(encoding='utf-8') and config_hash(replace(cfgs[0], n_models=1)) not in maps:
             draw += _map_seconds(prepare(cfgs[0])[0].n)

@@ -60,7 +60,7 @@ def test_nothing_to_plan():
 
 def test_single_runs_are_no_ensembles():
     "A cluster trains ensembles for a notebook; what a notebook trains itself must not be among them."
-    job = make_job('fig_regions', dict(dataset='digits', noise='symmetric-0.3', n_examples=100, epochs=4, recipe='digits', contenders=[dict(model='mlp', width=.1)], rates=[.1, .01]))
+    job = make_job('fig_regions', dict(dataset='digits', noise='symmetric-0.3', n_examples=100, epochs=4, recipe='digits', contenders=[dict(model='mlp', width=.1)], rates=[.1, .01], schedules=['constant']))
     assert find_configs(job) == [] and [c.recipe['lr'] for c in find_configs(job, single=True)] == [.1, .01]
     row = plan_jobs([job], 'cpu').iloc[0]
     assert row.models == 2 and row.disk == 0
