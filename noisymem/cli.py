@@ -10,9 +10,7 @@ import argparse
 import os
 import sys
 
-import yaml
-
-from .batch import choose_jobs, find_notebook, job_state, list_profiles, list_results, load_claims, load_profile, make_job, profile_name, run_jobs, stored_jobs
+from .batch import _declared, choose_jobs, find_notebook, job_folder, job_state, list_profiles, list_results, load_claims, load_profile, make_job, parse_yaml, profile_name, run_jobs, stored_jobs
 from .cluster import run_on_cluster
 from .core import check_choice, results_dir
 from .gallery import write_gallery
@@ -38,19 +36,28 @@ def _run(args):
     else:
         try: notebook = find_notebook(args.what)
         except ValueError as e: raise ValueError(f"{e}; or a profile: {', '.join(known)}") from None
-        profile, jobs = 'manual', [make_job(str(notebook), dict(_parameter(p) for p in args.parameter))]
+        profile, jobs = 'manual', [make_job(str(notebook), _parameters(args.parameter, '-p', [k for k, (kind, _) in _declared(notebook).items() if kind == 'str']))]
     if args.cluster: return _run_on_cluster(args, profile, choose_jobs(jobs, args.only))
     bad = run_jobs(profile, jobs, args.only, args.force, args.timeout, args.dry_run, args.retry_failed, args.workers)
-    if not args.dry_run and stored_jobs(profile): print(f'gallery: {write_gallery(profile)}')
+    if not args.dry_run and any((job_folder(profile, j)/'job.json').exists() for j in jobs): print(f'gallery: {write_gallery(profile)}')
     return 1 if bad else 0
 
-# %% ../nbs/52_cli.ipynb #e80d7a2e
-def _parameter(text, flag='-p'):
-    "Read NAME=VALUE, the value as YAML."
-    name, eq, value = text.partition('=')
-    if not eq: raise ValueError(f'{flag} must look like name=value, got {text!r}')
-    try: return name, yaml.safe_load(value)
-    except yaml.YAMLError: raise ValueError(f'value of {flag} {name} is not valid YAML, got {value!r}') from None
+# %% ../nbs/52_cli.ipynb #ecfee51a
+def _parameters(
+    words:list,      # NAME=VALUE
+    flag:str,        # that they came with
+    texts:list=(),   # names whose value is text
+)->dict:
+    "Read what was set on the command line."
+    found = {}
+    for word in words:
+        name, eq, text = word.partition('=')
+        if not eq: raise ValueError(f'{flag} must look like name=value, got {word!r}')
+        if name in found: raise ValueError(f'{flag} {name} is given twice')
+        try: value = parse_yaml(text, '')
+        except ValueError: raise ValueError(f'value of {flag} {name} is not valid YAML, got {text!r}') from None
+        found[name] = text if name in texts and not isinstance(value, (str, list, dict)) else value
+    return found
 
 # %% ../nbs/52_cli.ipynb #e60879df
 def _run_on_cluster(args, profile, jobs):
@@ -58,7 +65,7 @@ def _run_on_cluster(args, profile, jobs):
     for name in ('retry_failed', 'timeout'):
         if getattr(args, name): raise ValueError(f"--{name.replace('_', '-')} is not for a cluster: submitting again trains and runs what is missing, and the time of a job is one of the --cluster-options")
     if args.workers > 1: raise ValueError('--workers is not for a cluster: array_parallelism among the --cluster-options says how many tasks run at a time')
-    overrides = dict(_parameter(p, '--cluster-option') for p in args.cluster_option)
+    overrides = _parameters(args.cluster_option, '--cluster-option')
     return int(run_on_cluster(profile, jobs, args.cluster, args.cluster_options, overrides, args.wait, args.force, args.dry_run) > 0)
 
 # %% ../nbs/52_cli.ipynb #09f7da99
@@ -67,7 +74,12 @@ def _status(args):
     for what in dict.fromkeys([*list_profiles(), *list_results()]) if args.profile is None else [args.profile]:
         name = _results_of(what)
         print(name)
-        for job in load_profile(what) if _is_profile(what) else stored_jobs(name):
+        try: jobs = load_profile(what) if _is_profile(what) else stored_jobs(name)
+        except ValueError as e:  # the others can be told all the same
+            if args.profile: raise
+            print(f'  {e}')
+            continue
+        for job in jobs:
             s = job_state(name, job)
             print(f"  {s['status']:12} {job.name}" + (f"  {s['seconds']:.0f} s" if 'seconds' in s else ''))
     for path in sorted((results_dir()/'ensembles').glob('*/config.json')):
@@ -144,7 +156,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as e:
-        print(f'noisymem: {e}', file=sys.stderr)
+        print(f"noisymem: {f'{e.filename}: {e.strerror}' if isinstance(e, OSError) and e.filename and e.strerror else e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('noisymem: interrupted; finished models are kept, run the same command to continue', file=sys.stderr)

@@ -9,21 +9,22 @@ __all__ = ['CLAIM_COLUMNS', 'STYLE', 'claims_markdown', 'write_gallery']
 import base64
 import html
 import json
+import re
 import shutil
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
-from .batch import _read_state, load_claims
+from .batch import _read_state, load_claims, profile_jobs
 from .core import load_json, results_dir, save_atomic
 
 # %% ../nbs/50c_gallery.ipynb #e09953d6
 def _jobs_done(profile):
-    "The jobs of a profile that ran, in its order, each with its folder and state."
-    folder = results_dir()/'figures'/profile
-    names = load_json(folder/'order.json') if (folder/'order.json').exists() else []
-    place = lambda p: (names.index(p.parent.name) if p.parent.name in names else len(names), p.stat().st_mtime, p.parent.name)
-    states = [(p.parent, state) for p in sorted(folder.glob('*/job.json'), key=place) if (state := _read_state(p))]
+    "The jobs of a profile that ran, in its order, each with its folder and state; where there is no order, as they ended."
+    folder, names = results_dir()/'figures'/profile, profile_jobs(profile)
+    paths = sorted(folder.glob('*/job.json'), key=lambda p: (p.stat().st_mtime, p)) if names is None else [p for n in names if (p := folder/n/'job.json').exists()]
+    states = [(p.parent, state) for p in paths if (state := _read_state(p))]
     if not states: raise ValueError(f'profile {profile!r} has no results yet; run `noisymem run {profile}` first')
     return states
 
@@ -32,12 +33,20 @@ def _executed(folder):
     "The executed notebook of a job, also of one whose claims fail, if there is one."
     return [p for p in (folder/f'{folder.name}.ipynb', folder/f'{folder.name}.failed.ipynb') if p.exists()][:1]
 
+# %% ../nbs/50c_gallery.ipynb #d939ab0d
+def _notebook(path):
+    "An executed notebook; a damaged one raises `ValueError`."
+    try: nb = load_json(path)
+    except ValueError: nb = None
+    if not isinstance(nb, dict) or 'cells' not in nb: raise ValueError(f'{path} is damaged; run its figure again, with --force')
+    return nb
+
 # %% ../nbs/50c_gallery.ipynb #1979a315
 def _lead(folder, state):
     "Title and opening sentence of the executed notebook: its first Markdown cell; a variant carries its name."
     variant = '' if state.get('notebook', folder.name) == folder.name else f' ({folder.name})'
     for path in _executed(folder):
-        for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        for cell in _notebook(path)['cells']:
             if cell['cell_type'] != 'markdown' or any('error' in t for t in cell['metadata'].get('tags', [])): continue  # papermill puts a banner on top of a notebook that failed
             lines = [l.strip() for l in ''.join(cell['source']).splitlines() if l.strip()]
             title = lines[0].lstrip('# ') + variant if lines else folder.name
@@ -97,6 +106,9 @@ def _html_table(rows):
     body = ''.join('<tr>' + ''.join(cell(t) for t in r[:-1]) + cell(r[-1], cls=verdict(r[-1])) + '</tr>' for r in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>' if rows else ''
 
+# %% ../nbs/50c_gallery.ipynb #6e98afcc
+def _anchor(folder): return re.sub(r'[^\w.-]', '_', folder.name)
+
 # %% ../nbs/50c_gallery.ipynb #0445cea4
 def _html_section(folder, state, claims):
     "One figure: title, picture, claims, cost."
@@ -107,8 +119,9 @@ def _html_section(folder, state, claims):
     pictures = ''.join(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">' for p in _files(folder, state, 'png').values())
     error = f'<p class="no">{html.escape(state.get("error", ""))}</p>' if state['status'] != 'done' else ''
     settings = ', '.join(f'{k}={v}' for k, v in state['parameters'].items())
-    return (f'<h2 id="{folder.name}">{html.escape(title)}</h2><p>{lead}</p>{failing}{pictures}{error}{_html_table(_claim_rows(claims))}'
-            f'<p class="cost">{folder.name} · {state["status"]} · {state["seconds"]:.0f} s · {html.escape(settings)}</p>')
+    notebook = ''.join(f' · <a href="{quote(p.name)}">executed notebook</a>' for p in _executed(folder))
+    return (f'<h2 id="{_anchor(folder)}">{html.escape(title)}</h2><p>{lead}</p>{failing}{pictures}{error}{_html_table(_claim_rows(claims))}'
+            f'<p class="cost">{html.escape(folder.name)} · {state["status"]} · {state["seconds"]:.0f} s{notebook} · {html.escape(settings)}</p>')
 
 # %% ../nbs/50c_gallery.ipynb #b1e3bd42
 def claims_markdown(
@@ -127,15 +140,15 @@ def _markdown(profile, jobs, claims):
         own = claims[claims.figure == folder.name]
         verdict, failing = _verdict(state, own)
         lines += [f'## {title}', '', f'{lead} **{verdict}**', ''] + [f'* {c}' for c in failing] + ['']*bool(failing)
-        lines += [f'![{folder.name}]({name})' for name in _files(folder, state, 'png')] + ['']
+        lines += [f'![{folder.name}]({quote(name)})' for name in _files(folder, state, 'png')] + ['']
         if len(own): lines += [claims_markdown(own), '']
-        lines += [', '.join([state['status'], *([f"{state['seconds']:.0f} s"] if 'seconds' in state else []), *(f'[executed notebook]({p.name})' for p in _executed(folder))]), '']
+        lines += [', '.join([state['status'], *([f"{state['seconds']:.0f} s"] if 'seconds' in state else []), *(f'[executed notebook]({quote(p.name)})' for p in _executed(folder))]), '']
     return '\n'.join(lines)
 
 # %% ../nbs/50c_gallery.ipynb #cbdd7afd
 def _copy_notebook(path, to):
     "Copy an executed notebook without what says where it ran: papermill's notes, the paths of a traceback."
-    nb = json.loads(path.read_text(encoding='utf-8'))
+    nb = _notebook(path)
     for part in (nb, *nb['cells']): part['metadata'].pop('papermill', None)
     for error in (o for c in nb['cells'] for o in c.get('outputs', ()) if o['output_type'] == 'error'): error['traceback'] = [f"{error['ename']}: {error['evalue']}"]
     (to/path.name).write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
@@ -153,7 +166,7 @@ def write_gallery(
         for name, p in (_files(folder, state, 'png') | _files(folder, state, 'csv')).items(): shutil.copyfile(p, to/name)
         for p in _executed(folder): _copy_notebook(p, to)
     sections = ''.join(_html_section(f, s, claims[claims.figure == f.name]) for f, s in jobs)
-    links = ''.join(f'<a href="#{f.name}">{f.name}</a>' for f, _ in jobs)
+    links = ''.join(f'<a href="#{_anchor(f)}">{html.escape(f.name)}</a>' for f, _ in jobs)
     page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>noisymem: {html.escape(profile)}</title><style>{STYLE}</style>'
             f'<h1>noisymem: {html.escape(profile)}</h1><p>{int(claims.holds.sum())} of {len(claims)} claims hold.</p><nav>{links}</nav>{sections}</html>\n')
     save_atomic(to/'index.html', lambda tmp: tmp.write_text(page, encoding='utf-8'))

@@ -9,10 +9,10 @@ __all__ = ['RunConfig', 'prepare', 'ensemble_folder', 'training_flop', 'find_spl
 # %% ../nbs/50_runs.ipynb #7a61354a
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass, fields
 
@@ -23,10 +23,11 @@ from filelock import FileLock
 from . import __version__
 from .codehash import code_hash
 from .core import array_hash, canonical_json, check_choice, check_range, config_hash, data_dir, load_json, pick_device, pick_precision, provenance, results_dir
-from .data import Dataset, load_dataset, sample
+from .data import _LOADERS, _WEB, Dataset, load_dataset, sample
 from .ensemble import DESIGNS, DRAWS, EVAL_VIEWS, Design, _shard, ensemble_config, is_stacked, make_design, parse_seeds, run_ensemble
+from .lifeline import end_with_parent
 from .models import MODELS, count_macs, make_model
-from .noise import add_noise, read_embedding, tsne_2d
+from .noise import NOISES, PREFIXES, _carried_rate, add_noise, read_embedding, tsne_2d
 from .processes import best_split, splits, start_worker
 from .progress import make_bar
 from .records import Records, load_records, save_records
@@ -53,6 +54,8 @@ class RunConfig:
 
     def __post_init__(self):
         parse_seeds(self.n_models)
+        check_choice('dataset', re.split(r'[:[]', self.dataset)[0], [*_LOADERS, *_WEB])
+        check_choice('noise', _carried_rate(self.noise, None)[0].partition(':')[0], [*NOISES, *PREFIXES])
         get_recipe(self.recipe)
         check_choice('model', self.model, MODELS)
         check_choice('design', self.design, DESIGNS)
@@ -74,7 +77,7 @@ def prepare(
     data = sample(full, cfg.n_examples, cfg.seed_data)
     if cfg.design == 'chosen': return data, make_design(None, 'chosen', cfg.subset_ratio, n=data.n, draw=cfg.draw, pool=pool)
     known = full.is_noisy if full.true_label is not None else None
-    return data, make_design(known, cfg.design, cfg.subset_ratio, n=full.n, within=data.index if cfg.n_examples else None, draw=cfg.draw, pool=pool)
+    return data, make_design(known, cfg.design, cfg.subset_ratio, n=full.n, within=torch.searchsorted(full.index, data.index) if cfg.n_examples else None, draw=cfg.draw, pool=pool)
 
 # %% ../nbs/50_runs.ipynb #8ee67e7a
 def _readable(cfg):
@@ -124,9 +127,8 @@ def find_split(
     "Measure how many processes should train this network on this machine, once."
     settings = dict(model=cfg.model, width=cfg.width, recipe=get_recipe(cfg.recipe), in_shape=data.x.shape[1:], n_classes=data.n_classes)
     about = {k: v for k, v in provenance().items() if k in ('noisymem', 'torch', 'cpu', 'threads', 'gpu')} | dict(device=str(device), gpus=torch.cuda.device_count())
-    (results_dir()/'splits').mkdir(parents=True, exist_ok=True)
-    with FileLock(results_dir()/'splits'/'.lock'):  # two measurements at once would spoil each other
-        found = load_or_make('splits', settings | about, lambda: best_split(cfg.model, cfg.width, cfg.recipe, tuple(data.x.shape[1:]), data.n_classes, device), code=(best_split, train, MODELS[cfg.model][0]))
+    measure = lambda: best_split(cfg.model, cfg.width, cfg.recipe, tuple(data.x.shape[1:]), data.n_classes, device)
+    found = load_or_make('splits', settings | about, measure, code=(best_split, train, MODELS[cfg.model][0]), alone=True)  # two measurements at once would spoil each other
     return int(found['best']), {n: (speed, memory) for n, speed, memory in zip(*(found[k].tolist() for k in ('splits', 'steps_per_second', 'memory')))}
 
 # %% ../nbs/50_runs.ipynb #0b6549fc
@@ -147,7 +149,7 @@ def count_workers(
 def _work():
     "A worker process: read what to do, then train what nobody else holds, until all is there or the parent has gone."
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    end_with_parent()
     load_or_run(RunConfig(**job['cfg']), job['device'], job['pool'] and np.array(job['pool']), workers=0)
 
 # %% ../nbs/50_runs.ipynb #aabd91fd
@@ -200,21 +202,29 @@ def load_or_run(
     print(f'{state}: {len(seeds)} models on {data.n} examples of {data.name} {data.noise}, {time.perf_counter() - start:.0f} s  [{folder.name}]')
     return data, rec
 
+# %% ../nbs/50_runs.ipynb #53c59928
+def _kept(path, tell=False):
+    "The arrays of a result; None where it is not there, or damaged."
+    try: return load_records(path).shared
+    except FileNotFoundError: return None
+    except ValueError as e:
+        if tell: print(f'{e}; it is made again')
+
 # %% ../nbs/50_runs.ipynb #23dc3823
 def load_or_make(
-    name:str,       # kind of result, e.g. 'embedding'
-    settings:dict,  # everything the result depends on; plain JSON
-    make,           # () -> dict of arrays
-    code=(),        # functions of this library that make it; when they, or what they reach, change, it is made anew
-)->dict:            # of arrays
-    "Return arrays from the disk, or make and keep them; of several processes one makes them."
+    name:str,        # kind of result, e.g. 'embedding'
+    settings:dict,   # everything the result depends on; plain JSON
+    make,            # () -> dict of arrays
+    code=(),         # functions of this library that make it; when they, or what they reach, change, it is made anew
+    alone:bool=False,# no two results of this kind are made at the same time
+)->dict:             # of arrays
+    "Return arrays from the disk, which may be read-only, or make and keep them; of several processes one makes them."
     settings = settings | dict(library=__version__) | (dict(code=code_hash(*code)) if code else {})
     path = results_dir()/name/f'{config_hash(settings)}.npz'
+    if (arrays := _kept(path)) is not None: return arrays
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix('.lock')):
-        if path.exists():
-            try: return load_records(path).shared
-            except ValueError as e: print(f'{e}; it is made again')
+    with FileLock(path.with_name('.lock') if alone else path.with_suffix('.lock')):
+        if (arrays := _kept(path, tell=True)) is not None: return arrays  # made while we waited
         start = time.perf_counter()
         arrays = {k: np.asarray(v) for k, v in make().items()}
         save_records(path, Records({}, arrays, dict(settings=settings, provenance=provenance(), seconds=round(time.perf_counter() - start, 1))))
@@ -241,7 +251,7 @@ def load_embedding(
 # %% ../nbs/50_runs.ipynb #3a600534
 def _full_size(data):
     "Size of the whole training set that `data` is, or was sampled from."
-    try: return max(load_dataset(data.name, download=False).n, data.n)
+    try: return max(load_dataset(data.name.partition('[')[0], download=False).n, data.n)
     except (ValueError, FileNotFoundError): return max(int(data.index.max()) + 1, data.n)
 
 # %% ../nbs/50_runs.ipynb #43e90ecb

@@ -13,6 +13,7 @@ import inspect
 import os
 import re
 import shutil
+import stat
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -100,7 +101,8 @@ def _stamp(files):
     digest, lost = hashlib.sha256(), []
     for f in files:
         try: s = os.stat(f)
-        except OSError: lost.append(str(f))
+        except OSError: s = None
+        if s is None or not stat.S_ISREG(s.st_mode): lost.append(str(f))
         else: digest.update(f'{os.path.basename(f)} {s.st_size} {s.st_mtime_ns}\n'.encode())
     if lost: raise FileNotFoundError(f'{len(lost):,} of {len(files):,} images are not there: {", ".join(lost[:3])}{" …" if len(lost) > 3 else ""}')
     return digest.hexdigest()

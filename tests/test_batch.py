@@ -1,5 +1,8 @@
 "Profiles, jobs, claims, gallery, command line: strict before, honest after."
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from noisymem import batch as B
 from noisymem import cli
 from noisymem.figures import Figure
 from noisymem.gallery import write_gallery
+from noisymem.reach import reached_code
 
 
 @pytest.fixture
@@ -43,29 +47,34 @@ fig.finish()
 '''
 
 
+def run_here(job, folder, target, limits):
+    "Run a notebook in this process instead of by papermill: the same code, the same files, no new interpreter."
+    nb, space, error = nbformat.read(job.notebook, 4), {}, ''
+    os.environ['NOISYMEM_FIGURE'] = str(folder)
+    try:
+        for c in nb.cells[1:]:
+            exec(c.source, space)
+            if c.metadata.get('tags'): space |= job.parameters
+    except Exception as e: error = f'{type(e).__name__}: {e}'
+    finally: del os.environ['NOISYMEM_FIGURE']
+    nbformat.write(nb, target)
+    (folder/'log.txt').write_text(error)
+    return SimpleNamespace(poll=lambda: int(bool(error)), returncode=int(bool(error)))
+
+
+HERE = dict(_start=run_here, _stop=lambda process: None, check_kernel=lambda: None)
+
+
 @pytest.fixture
 def quick(monkeypatch):
-    "Run notebooks in this process instead of by papermill: the same code, the same files, no new interpreter."
-    def start(job, folder, target, limits):
-        nb, space, error = nbformat.read(job.notebook, 4), {}, ''
-        monkeypatch.setenv('NOISYMEM_FIGURE', str(folder))
-        try:
-            for c in nb.cells[1:]:
-                exec(c.source, space)
-                if c.metadata.get('tags'): space |= job.parameters
-        except Exception as e: error = f'{type(e).__name__}: {e}'
-        monkeypatch.delenv('NOISYMEM_FIGURE')
-        nbformat.write(nb, target)
-        (folder/'log.txt').write_text(error)
-        return SimpleNamespace(poll=lambda: int(bool(error)), returncode=int(bool(error)))
-    monkeypatch.setattr(B, '_start', start)
+    for name, put in HERE.items(): monkeypatch.setattr(B, name, put)
 
 
 # --- strict before anything runs ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('text,match', [
     ('figures: {fig_memorization_histogram: {n_model: 3}}', "parameter of fig_memorization_histogram in p.yaml must be one of .* got 'n_model'"),
-    ('figures: {fig_memorisation: {}}', 'notebook must be one of'),
+    ('figures: {fig_memorisation: {}}', 'notebook in p.yaml must be one of'),
     ('defaults: {datset: digits}\nfigures: {fig_memorization_histogram: {}}', "default 'datset' in p.yaml is a parameter of none"),
     ('default: {}\nfigures: {}', "key in p.yaml must be one of 'about', 'defaults', 'figures', got 'default'"),
     ('figures: {fig_influence: [null, {n_models: 4}]}', 'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got None'),
@@ -74,16 +83,35 @@ def quick(monkeypatch):
     ('figures: {fig_influence: []}', r'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got \[\]'),
     ('defaults: [a]\nfigures: {fig_influence: {}}', r"defaults in p.yaml must hold a mapping of parameters, got \['a'\]"),
     ('defaults: 0\nfigures: {fig_influence: {}}', 'defaults in p.yaml must hold a mapping of parameters, got 0'),
-    ('figures: {3: {}}', 'notebook must be one of .* got 3'), ('figures: {}', 'figures in p.yaml must name at least one notebook'),
+    ('figures: {3: {}}', 'notebook in p.yaml must be one of .* got 3'), ('figures: {}', 'figures in p.yaml must name at least one notebook'),
     ('figures: {fig_influence: [{1: 2}]}', 'parameter of fig_influence in p.yaml must be one of .* got 1'),
-    ('- a\n- b', 'must hold a mapping'), ('figures: 3', 'must hold a mapping'), ('', 'must hold a mapping'), ('a: [', 'not valid YAML')])
+    ('- a\n- b', 'must hold a mapping'), ('figures: 3', 'figures in p.yaml must hold a mapping, a notebook to its parameters, got 3'), ('', 'must hold a mapping with the key figures, got None'), ('a: [', 'not valid YAML, line 1'),
+    ('figures:\n', 'figures in p.yaml must name at least one notebook, got none'), ('figures: []', 'figures in p.yaml must name at least one notebook'), ('about: x', 'figures in p.yaml must name at least one notebook'),
+    ('figures:\n  fig_influence: {}\n  fig_influence: {n_models: 4}\n', "p.yaml is not valid YAML, line 3: 'fig_influence' stands twice in one mapping, first in line 2"),
+    ('figures:\n  fig_influence:\n    n_models: 4\n    recipe: digits\n    "n_models": 5\n', "line 5: 'n_models' stands twice in one mapping, first in line 3"),
+    ('about: a\nabout: b\nfigures: {}', "line 2: 'about' stands twice in one mapping, first in line 1"), ('figures: {fig_influence: {recipe: {name: digits, epochs: 2, epochs: 3}}}', "line 1: 'epochs' stands twice"),
+    ('figures:\n\tfig_influence: {}\n', 'line 2: found character .* that cannot start any token; indent with spaces'), ('figures: {fig_influence: {}}\n---\na: 1', 'not valid YAML'), ('figures: {fig_influence: {n_models: *x}}', 'not valid YAML, line 1: found undefined alias'),
+    ('figures: {fig_influence: {n_models: !!python/object:os.system 3}}', 'not valid YAML, line 1'), ('figures: {? [a] : {}}', 'not valid YAML, line 1'), ('about: \x07\nfigures: {}', 'not valid YAML')])
 def test_bad_profiles(tmp_path, text, match):
     (tmp_path/'p.yaml').write_text(text)
-    with pytest.raises(ValueError, match=match): B.load_profile(tmp_path/'p.yaml')
+    with pytest.raises(ValueError, match=match) as e: B.load_profile(tmp_path/'p.yaml')
+    assert 'p.yaml' in str(e.value) and '\n' not in str(e.value)
 
 
-def test_crlf_profile(tmp_path):
-    (tmp_path/'p.yaml').write_bytes(b'about: x\r\nfigures:\r\n  fig_memorization_histogram: {n_models: 4}\r\n')
+def test_one_set_of_parameters_can_build_on_another(tmp_path):
+    (tmp_path/'p.yaml').write_text('defaults: &d {n_models: 4}\nfigures: {fig_influence: [{<<: *d, n_models: 5}, {<<: *d}]}')
+    assert [j.parameters['n_models'] for j in B.load_profile(tmp_path/'p.yaml')] == [5, 4]
+
+
+@pytest.mark.parametrize('data', [b'\xff\xfea\x00:\x00', b'figures: {fig_influence: {noise: "\xe9"}}'])
+def test_a_profile_that_is_no_utf8(tmp_path, data):
+    (tmp_path/'p.yaml').write_bytes(data)
+    with pytest.raises(ValueError, match='p.yaml must be text in UTF-8'): B.load_profile(tmp_path/'p.yaml')
+
+
+@pytest.mark.parametrize('mark', [b'', b'\xef\xbb\xbf'])
+def test_a_profile_as_other_systems_write_it(tmp_path, mark):
+    (tmp_path/'p.yaml').write_bytes(mark + b'about: x\r\nfigures:\r\n  fig_memorization_histogram: {n_models: 4}\r\n')
     assert B.load_profile(tmp_path/'p.yaml')[0].parameters == dict(n_models=4)
 
 
@@ -110,6 +138,47 @@ def test_the_profiles_of_the_house_are_sound(name): assert len(B.load_profile(na
 
 def test_missing_parameters_tag(tmp_path):
     with pytest.raises(ValueError, match="exactly one cell tagged 'parameters', got 0"): B.make_job(notebook(tmp_path, 'a', '1', tags=()), {})
+
+
+DECLARED = """
+n: int = 3  # number
+q: float = .5  # share
+on: bool = False  # or not
+name: str = 'a'  # word
+recipe: str = 'digits'  # how
+rates: list = [.1, .01]  # peak rates
+things: list = [{'model': 'mlp'}]  # contenders
+mixed: list = [1, 'a']  # anything
+table: dict = {}  # mapping
+foreign: Path = 'x'  # not known to us
+several: list[int] = []  # whole
+nothing: str = None  # or not given
+""".strip()
+
+
+@pytest.mark.parametrize('value', [dict(n=4), dict(q=1), dict(q=1.5), dict(on=True), dict(name='3'), dict(recipe='cpu'), dict(recipe=dict(name='cpu', epochs=2)), dict(rates=[1, .5]), dict(rates=[]), dict(things=[dict(a=1)]), dict(mixed=[None]), dict(table=dict(a=1)), dict(foreign=3), dict(several=['a']), dict(nothing='a')])
+def test_values_of_the_declared_type_pass(tmp_path, value): assert B.make_job(notebook(tmp_path, 'fig_t', '1', DECLARED), value).parameters == value
+
+
+@pytest.mark.parametrize('value, match', [
+    (dict(n='ten'), "n of fig_t must be int, got 'ten'"), (dict(n=[3]), r'must be int, got \[3\]'), (dict(n=2.), 'must be int, got 2.0'), (dict(n=True), 'must be int, got True'), (dict(n=None), 'must be int, got None'), (dict(n='0-3'), "must be int, got '0-3'"),
+    (dict(q='1e-3'), "q of fig_t must be float, got '1e-3'; YAML takes 1e-3 for text"), (dict(q='much'), "must be float, got 'much'$"), (dict(q=False), 'must be float'), (dict(on=1), 'on of fig_t must be bool, got 1'), (dict(on='yes'), 'must be bool'),
+    (dict(name=3), 'name of fig_t must be str, got 3'), (dict(name=dict(a=1)), 'must be str'), (dict(recipe=[1]), 'recipe of fig_t must be str'), (dict(rates='a'), "rates of fig_t must be list, got 'a'"), (dict(rates=['1e-3']), r"rates of fig_t must be list of float, got \['1e-3'\]; YAML takes"),
+    (dict(rates=dict(a=1)), 'must be list'), (dict(things=['mlp']), 'things of fig_t must be list of dict'), (dict(table=[]), 'table of fig_t must be dict'), (dict(q=float('nan')), 'q of fig_t must be made of finite numbers'), (dict(mixed=[float('inf')]), 'must be made of finite'),
+    (dict(mixed=[__import__('datetime').date(2026, 1, 1)]), 'must be made of finite numbers, text, lists and mappings')])
+def test_values_of_another_type_are_refused(tmp_path, value, match):
+    with pytest.raises(ValueError, match=match): B.make_job(notebook(tmp_path, 'fig_t', '1', DECLARED), value)
+
+
+@pytest.mark.parametrize('text, match', [
+    ('defaults: {n_models: ten}\nfigures: {fig_influence: {}}', "n_models of fig_influence in p.yaml must be int, got 'ten'"), ('figures: {fig_influence: [{}, {n_models: [3]}]}', r'n_models of fig_influence-2 in p.yaml must be int, got \[3\]'),
+    ('figures: {fig_regions: {rates: [1e-3]}}', "rates of fig_regions in p.yaml must be list of float"), ('figures: {fig_influence: {model: resnt34}}', "fig_influence in p.yaml: model must be one of .* got 'resnt34'"),
+    ('figures: {fig_influence: {recipe: {name: cpu, epoch: 3}}}', "fig_influence in p.yaml: recipe setting must be one of .* got 'epoch'"), ('figures: {fig_influence: {n_models: 0}}', 'fig_influence in p.yaml: seeds must name at least one model'),
+    ('figures: {fig_influence: {dataset: cifr10}}', "fig_influence in p.yaml: dataset must be one of .* got 'cifr10'"), ('figures: {fig_influence: {n_examples: -1}}', 'fig_influence in p.yaml: n_examples must be in')])
+def test_a_profile_with_values_that_no_run_takes(tmp_path, results, capsys, text, match):
+    (tmp_path/'p.yaml').write_text(text)
+    with pytest.raises(ValueError, match=match): B.load_profile(tmp_path/'p.yaml')
+    assert cli.main(['run', str(tmp_path/'p.yaml')]) == 2 and capsys.readouterr().err.count('\n') == 1 and not results.exists()
 
 
 # --- honest after ---------------------------------------------------------------------------------------------------
@@ -156,7 +225,7 @@ def test_interrupted_leaves_nothing_that_looks_finished(tmp_path, results):
     assert not list(B.job_folder('manual', job).glob('*.ipynb'))
 
 
-def test_command_line(tmp_path, results, capsys):
+def test_command_line(tmp_path, results, quick, capsys):
     path = notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t'))
     assert cli.main(['run', path, '-p', 'n=4']) == 0
     assert cli.main(['claims']) == 0 and 'yes  n is above two: 4 > 2 (paper 5' in capsys.readouterr().out
@@ -175,7 +244,7 @@ def test_progress_reaches_the_parent(tmp_path, results, capsys, monkeypatch):
     assert any('"total": 4' in str(t) for t in seen) and not (B.job_folder('p', job)/'.progress.json').exists()
 
 
-def test_gallery_escapes_and_embeds(tmp_path, results):
+def test_gallery_escapes_and_embeds(tmp_path, results, quick):
     job = B.make_job(notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t').replace('n is above two', '<b> & | two')), dict(n=4))
     B.run_jobs('p', [job])
     page = write_gallery('p', tmp_path/'g g')
@@ -245,7 +314,7 @@ def test_a_dry_run_says_why_and_does_nothing(tmp_path, results, quick, capsys):
     jobs[1] = B.make_job(str(jobs[1].notebook), dict(n=7))
     notebook(tmp_path, 'changed', '2')
     before = {p: p.stat().st_mtime_ns for p in results.rglob('*')}
-    assert would('p', jobs, capsys) == ['cached', 'would run (parameters changed)', 'would run (claims failed before)', 'would run (failed before)', 'would run (code changed)', 'would run (not run)']
+    assert would('p', jobs, capsys) == ['cached', 'would run (parameters changed)', 'cached, claims fail', 'would run (failed before)', 'would run (code changed)', 'would run (not run)']
     assert would('p', jobs[:1], capsys, force=True) == ['would run (forced)']
     assert would('p', jobs, capsys, retry_failed=True) == ['would run (claims failed before)', 'would run (failed before)']
     assert before == {p: p.stat().st_mtime_ns for p in results.rglob('*')}
@@ -270,42 +339,106 @@ def test_dry_run_from_the_command_line_writes_nothing(tmp_path, results, quick, 
     assert cli.main(['run', path, '--retry-failed']) == 0 and 'nothing failed before' in capsys.readouterr().out
 
 
+def test_failed_claims_stand_until_something_changes(tmp_path, results, quick, capsys):
+    job = B.make_job(notebook(tmp_path, 'fig_t', f'open(r"{tmp_path}/ran", "a").write("x")\n' + FIGURE.format(name='fig_t')), dict(n=1))
+    ran = lambda **options: (B.run_jobs('p', [job], **options), (tmp_path/'ran').read_text().count('x'))
+    assert ran() == (1, 1) and ran() == (1, 1)
+    assert '[1/1] fig_t: cached, claims fail\n      AssertionError: 1 of 1 claims fail: n is above two\n      see ' in capsys.readouterr().out
+    assert ran(retry_failed=True) == (1, 2) and ran(force=True) == (1, 3)
+
+
+@pytest.mark.parametrize('end', ['raise OSError("disk")', 'raise AssertionError("1 of 2 things are missing")'])
+def test_another_error_after_the_claims_is_no_failed_claim(tmp_path, results, quick, end):
+    job = B.make_job(notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t') + end), dict(n=4))
+    assert B.run_jobs('p', [job]) == 1 and B.job_state('p', job)['status'] == 'failed'
+
+
+@pytest.mark.parametrize('timeout', [0, -1, float('nan'), float('inf')])
+def test_no_time_no_run(tmp_path, results, timeout):
+    with pytest.raises(ValueError, match='timeout must be in'): B.run_jobs('p', [B.make_job(notebook(tmp_path, 'fig_t', '1'), {})], timeout=timeout)
+
+
 # --- the stamp ------------------------------------------------------------------------------------------------------
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    "A small library: a <- b <- sub.c, d beside."
-    p = tmp_path/'noisymem'
-    (p/'sub').mkdir(parents=True)
-    for f, text in {'__init__.py': '', 'a.py': 'import os', 'b.py': 'from .a import x', 'd.py': 'x = 1', 'e.py': 'from . import d', 'f.py': 'def g():\n    import noisymem.d',
-                    'sub/__init__.py': '', 'sub/c.py': 'from ..b import (\n    y)'}.items(): (p/f).write_text(text)
-    monkeypatch.setattr(B, '_PACKAGE', p)
-    return p
-
-
-@pytest.mark.parametrize('code,reached', [
-    ('from noisymem.b import y', {'a', 'b'}), ('import noisymem.sub.c as c', {'a', 'b', 'sub/c', 'sub/__init__'}), ('from noisymem import e', {'d', 'e'}), ('from noisymem.f import g', {'d', 'f'}),
-    ('import os, numpy', None), ('import noisymem', set()), ('%matplotlib inline\nfrom noisymem.a import x', {'a'}), ('from noisymem.b import *', {'a', 'b'}), ('from noisymem.sub import c', {'a', 'b', 'sub/c', 'sub/__init__'})])
-def test_what_a_notebook_reaches(package, code, reached):
-    assert set(B._reached([code])) == (set() if reached is None else {f'{r}.py' for r in reached | {'__init__'}})
-
-
-def test_what_cannot_be_read_reaches_everything(package): assert set(B._reached(['from noisymem.a import x', 'x = = 1'])) == {str(f.relative_to(package)) for f in package.rglob('*.py')}
-
-
-def test_only_reached_modules_make_a_job_stale(tmp_path, package):
-    job = B.make_job(notebook(tmp_path/'nb', 'fig_t', 'from noisymem.sub.c import y'), {})
+def test_only_code_that_is_reached_makes_a_job_stale(tmp_path, monkeypatch):
+    package = tmp_path/'noisymem'
+    package.mkdir()
+    for f, text in {'__init__.py': '', 'a.py': 'def x(): return 1\ndef other(): return 1', 'b.py': 'from .a import x\ny = x', 'd.py': 'x = 1'}.items(): (package/f).write_text(text)
+    monkeypatch.setattr(B, 'reached_code', lambda code: reached_code(code, package))
+    job = B.make_job(notebook(tmp_path/'nb', 'fig_t', 'from noisymem.b import y'), {})
     stamp = B._stamp(job)
-    (package/'d.py').write_text('x = 2')
-    (package/'_modidx.py').write_text('d = {}')
+    for f, text in {'d.py': 'x = 2', '_modidx.py': 'd = {}', 'a.py': '# a remark\ndef x(): return 1\ndef other(): return 2'}.items(): (package/f).write_text(text)
     assert B._stamp(job) == stamp
-    (package/'a.py').write_text('import sys')
+    (package/'a.py').write_text('def x(): return 2\ndef other(): return 1')
     assert B._stamp(job) != stamp
 
 
-def test_the_command_is_reached_by_no_figure():
-    reached = set().union(*(B._reached(B._code(j.notebook)) for j in B.load_profile('paper')))
-    assert {'ensemble.py', 'figures.py', 'plots.py', 'core.py', 'scores/heldout.py'} <= reached and not reached & {'cli.py', 'batch.py', 'gallery.py', '_modidx.py'}
+# --- what has left a profile ----------------------------------------------------------------------------------------
+
+def test_what_was_taken_out_of_a_profile_counts_no_more(tmp_path, results, quick, capsys):
+    paths = [notebook(tmp_path, name, FIGURE.format(name=name)) for name in ('fig_b', 'fig_a')]
+    mine = tmp_path/'my.yaml'
+    mine.write_text(f'figures: {{{paths[0]}: {{n: 4}}, {paths[1]}: {{n: 1}}}}')
+    assert cli.main(['run', str(mine)]) == 1
+    assert set(B.load_claims('my').figure) == {'fig_a', 'fig_b'} and not B.load_claims('my').holds.all()
+    mine.write_text(f'figures: {{{paths[0]}: {{n: 4}}}}')
+    assert cli.main(['run', str(mine)]) == 0
+    capsys.readouterr()
+    assert set(B.load_claims('my').figure) == set(B.load_claims().figure) == {'fig_b'} and [j.name for j in B.stored_jobs('my')] == ['fig_b']
+    assert cli.main(['claims', 'my']) == 0 and '1 of 1 claims hold' in capsys.readouterr().out
+    assert cli.main(['status', 'my']) == 0 and 'fig_a' not in capsys.readouterr().out
+    page = write_gallery('my', tmp_path/'g').read_text()
+    assert 'fig_a' not in page and '1 of 1 claims hold' in page and not (tmp_path/'g'/'fig_a.png').exists()
+    assert (results/'figures'/'my'/'fig_a'/'fig_a.png').exists(), 'kept, should it come back'
+    mine.write_text(f'figures: {{{paths[1]}: {{n: 1}}, {paths[0]}: {{n: 4}}}}')
+    assert cli.main(['run', str(mine)]) == 1 and 'fig_a: cached, claims fail' in capsys.readouterr().out
+    assert (page := write_gallery('my', tmp_path/'g').read_text()).index('id="fig_a"') < page.index('id="fig_b"')
+
+
+def test_a_profile_of_the_house_is_taken_as_it_is_now(tmp_path, results, quick, monkeypatch):
+    "Before it runs again, too."
+    paths = [notebook(tmp_path, name, FIGURE.format(name=name)) for name in ('fig_a', 'fig_b')]
+    house = tmp_path/'house.yaml'
+    house.write_text(f'figures: {{{paths[0]}: {{n: 4}}, {paths[1]}: {{n: 4}}}}')
+    monkeypatch.setattr(B, 'list_profiles', lambda: dict(house=house))
+    assert B.run_jobs('house', B.load_profile('house')) == 0
+    house.write_text(f'figures: {{{paths[1]}: {{n: 4}}}}')
+    assert set(B.load_claims().figure) == {'fig_b'} and 'id="fig_a"' not in write_gallery('house', tmp_path/'g').read_text()
+
+
+def test_a_profile_that_cannot_be_read_hides_no_other(tmp_path, results, quick, monkeypatch, capsys):
+    path, house = notebook(tmp_path, 'fig_a', FIGURE.format(name='fig_a')), {k: tmp_path/f'{k}.yaml' for k in 'ab'}
+    for p in house.values(): p.write_text(f'figures: {{{path}: {{n: 4}}}}')
+    for module in (B, cli): monkeypatch.setattr(module, 'list_profiles', lambda: house)
+    for k in 'ab': assert cli.main(['run', k]) == 0
+    house['a'].write_text('figures: {fig_gone: {}}')
+    capsys.readouterr()
+    assert cli.main(['status']) == 0 and "a\n  notebook in a.yaml must be one of" in (out := capsys.readouterr().out) and 'b\n  done         fig_a' in out
+    assert cli.main(['status', 'a']) == 2 and cli.main(['claims']) == 0 and '2 of 2 claims hold' in capsys.readouterr().out, 'as it last ran'
+
+
+def test_results_of_a_profile_that_is_all_leftovers(tmp_path, results, quick, capsys):
+    paths = [notebook(tmp_path, name, FIGURE.format(name=name)) for name in ('fig_a', 'fig_b')]
+    mine = tmp_path/'my.yaml'
+    mine.write_text(f'figures: {{{paths[0]}: {{n: 4}}}}')
+    assert cli.main(['run', str(mine)]) == 0
+    mine.write_text(f'figures: {{{paths[1]}: {{n: 4}}}}')
+    capsys.readouterr()
+    assert cli.main(['run', str(mine), '--retry-failed']) == 0
+    assert capsys.readouterr().out == 'nothing failed before\n'
+
+
+@pytest.mark.parametrize('wrong', [b'', b'3', b'{}', b'[3]', b'["fig_a'])
+def test_a_damaged_order_is_named(tmp_path, results, quick, capsys, wrong):
+    mine = tmp_path/'my.yaml'
+    mine.write_text(f'figures: {{{notebook(tmp_path, "fig_a", FIGURE.format(name="fig_a"))}: {{n: 4}}}}')
+    assert cli.main(['run', str(mine)]) == 0
+    path = results/'figures'/'my'/'order.json'
+    path.write_bytes(wrong)
+    for command in ('claims', 'gallery'):
+        capsys.readouterr()
+        assert cli.main([command, 'my']) == 2 and str(path) in capsys.readouterr().err
+    assert cli.main(['run', str(mine)]) == 0 and cli.main(['claims', 'my']) == 0
 
 
 # --- the gallery ----------------------------------------------------------------------------------------------------
@@ -419,7 +552,6 @@ def test_the_end_of_a_traceback_is_printed(tmp_path, results, capsys):
 
 @pytest.mark.parametrize('change', [True, False])
 def test_a_stale_export_is_noticed_before_anything_runs(tmp_path, results, monkeypatch, root, change):
-    import shutil
     shutil.copytree(root/'nbs', tmp_path/'repo'/'nbs')
     monkeypatch.setattr(B, '_checkout', lambda: tmp_path/'repo')
     if not change: return B.check_ready()
@@ -441,3 +573,104 @@ def test_no_kernel_is_said_before_anything_runs(tmp_path, results, monkeypatch):
 @pytest.mark.parametrize('workers', [0, -1])
 def test_no_worker_no_run(tmp_path, results, workers):
     with pytest.raises(ValueError, match='workers must be in'): B.run_jobs('p', [B.make_job(notebook(tmp_path, 'fig_t', '1'), {})], workers=workers)
+
+
+# --- a constant is changed -------------------------------------------------------------------------------------------
+
+SERVER = '''
+import os, sys, traceback
+from pathlib import Path
+from types import SimpleNamespace
+import filelock, matplotlib.pyplot, nbformat, nbdev.export, pandas, PIL.Image, platformdirs, safetensors.torch, scipy.io, seaborn, sklearn.datasets, sklearn.manifold, torch, torchvision, yaml
+
+
+def start(job, folder, target, limits):
+    nb, space = nbformat.read(job.notebook, 4), {}
+    os.environ['NOISYMEM_FIGURE'] = str(folder)
+    for c in nb.cells[1:]: exec(c.source, space)
+    nbformat.write(nb, target)
+    (folder/'log.txt').write_text('')
+    return SimpleNamespace(poll=lambda: 0, returncode=0)
+
+
+def run():
+    from noisymem import batch as B, cli
+    assert Path(B.__file__).parent == Path.cwd()/'noisymem'
+    B._start, B._stop, B.check_kernel = start, lambda process: None, lambda: None
+    return cli.main(['run', 'mine.yaml'])
+
+
+def export(): nbdev.export.nb_export('nbs/05_losses.ipynb', 'noisymem')
+
+
+assert not [m for m in sys.modules if m.startswith('noisymem')]
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try: status = globals()[line.strip()]() or 0
+        except BaseException: traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    print('ended', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+'''
+TRAINED = '''
+from noisymem.runs import RunConfig, load_or_run
+load_or_run(RunConfig('digits', 'symmetric-0.2', n_examples=100, model='fast', width=.25, recipe={'name': 'cpu', 'epochs': 1}, n_models=1), 'cpu', workers=0)
+'''
+ROBUST = '''
+import torch
+from noisymem.losses import generalized_cross_entropy
+print(generalized_cross_entropy(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)))
+'''
+
+
+def test_a_changed_constant_of_a_loss_reruns_exactly_what_depends_on_it(tmp_path, root):
+    "In a copy of the checkout: a notebook is edited, exported, and the profile run again, each time by a process that has not read the library before."
+    here, results = tmp_path/'check out', tmp_path/'results'
+    for part in ('nbs', 'noisymem', 'papermill_runs/profiles'): shutil.copytree(root/part, here/part, ignore=shutil.ignore_patterns('__pycache__', 'figs', 'tutorials'))
+    for name in ('settings.ini', 'pyproject.toml'): shutil.copy(root/name, here/name)
+    env = os.environ | dict(PYTHONPATH=str(here), PYTHONDONTWRITEBYTECODE='1', NOISYMEM_RESULTS=str(results), OMP_NUM_THREADS='1')
+    jobs = [notebook(here/'nbs'/'figs', name, code + FIGURE.format(name=name)) for name, code in (('fig_trained', TRAINED), ('fig_robust', ROBUST), ('fig_plain', ''))]
+    (here/'mine.yaml').write_text('figures:\n' + ''.join(f'  {Path(j).stem}: {{}}\n' for j in jobs))
+
+    server = subprocess.Popen([sys.executable, '-c', SERVER], cwd=here, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def ask(what, status=0):
+        "What a fresh process says that runs the profile, or exports."
+        server.stdin.write(what + '\n')
+        server.stdin.flush()
+        said = []
+        while not (said and said[-1].startswith('ended ')): said.append(server.stdout.readline() or 'ended: the server')
+        assert said[-1] == f'ended {status}\n', ''.join(said)
+        return ''.join(said)
+
+    def ran(): return set(re.findall(r'(fig_\w+): done', ask('run')))
+
+    def change(old, new):
+        path = here/'nbs'/'05_losses.ipynb'
+        nb = nbformat.read(path, 4)
+        cell, = [c for c in nb.cells if c.source.startswith('#| export') and old in c.source]
+        cell.source = cell.source.replace(old, new)
+        nbformat.write(nb, path)
+
+    shards = lambda: {p: p.stat().st_mtime_ns for p in results.rglob('seed-*.npz')}
+    try:
+        assert ran() == {'fig_trained', 'fig_robust', 'fig_plain'}
+        first = shards()
+        assert len(first) == 1
+        change('q:float=0.7', 'q:float=0.6')
+        assert 'the library is older than 05_losses.ipynb' in ask('run', 2)
+        ask('export')
+        assert ran() == {'fig_robust'} and shards() == first
+        change('label_smoothing:float=0.,', 'label_smoothing:float=0.01,')
+        ask('export')
+        said = ask('run')
+        assert set(re.findall(r'(fig_\w+): done', said)) == {'fig_trained', 'fig_robust'} and "changed: code '" in said
+        assert len(shards()) == 2 and first.items() <= shards().items(), 'one more network, the old one is kept'
+        assert ran() == set()
+    finally:
+        server.kill()
+        server.communicate()

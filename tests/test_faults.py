@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from test_batch import FIGURE, notebook, quick, results  # noqa: F401, two of them are fixtures
+from test_batch import FIGURE, HERE, notebook, quick, results  # noqa: F401, two of them are fixtures
 
 from noisymem import batch as B
 from noisymem import cli
@@ -117,9 +119,62 @@ def kill_trials(folder, kind, n):
     return hit
 
 
+def profile(folder):
+    "Run two figures in this process and write their gallery."
+    jobs = [B.make_job(notebook(folder, name, FIGURE.format(name=name)), dict(n=4)) for name in ('fig_a', 'fig_b')]
+    vars(B).update(HERE, _stale_modules=list)
+    return jobs, lambda: (B.run_jobs('p', jobs), write_gallery('p'))
+
+
+def whole(jobs):
+    "Which jobs count as done, each with what it left; `AssertionError` where that is not whole."
+    found = {}
+    for job in jobs:
+        if B.job_state('p', job)['status'] != 'done': continue
+        folder = B.job_folder('p', job)
+        found[job.name] = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in ('.png', '.pdf', '.csv')}
+        assert json.loads((folder/f'{job.name}.ipynb').read_text())['cells'] and set(found[job.name]) == {'claims.csv', *(f'{job.name}.{k}' for k in ('png', 'pdf', 'csv'))}
+    return found
+
+
+def figure_trials(folder, n):
+    "Kill `n` runs of a profile, each at a random moment; how often which number of figures had been finished."
+    (jobs, work), rng, span, hit, there = profile(folder), random.Random(0), 1., Counter(), folder/'run'
+    os.environ['NOISYMEM_RESULTS'] = str(folder/'want')
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
+        work()
+        want = whole(jobs)
+        os.environ['NOISYMEM_RESULTS'] = str(there)
+        while hit.total() < n:
+            status = signal.SIGKILL
+            while status and rng.random() < .7:
+                pid = forked(work)
+                time.sleep(rng.uniform(0, span))
+                os.kill(pid, signal.SIGKILL)
+                status = os.waitpid(pid, 0)[1]
+                assert status in (0, signal.SIGKILL), status
+                span *= 1.05 if status else .7
+                found = whole(jobs)
+                hit.update([len(found)] if status else [])
+                assert found.items() <= want.items()
+                if (page := there/'gallery'/'p'/'index.html').exists(): assert page.read_text().endswith('</html>\n')
+            assert os.waitpid(forked(work), 0)[1] == 0
+            assert whole(jobs) == want and not [p for p in there.rglob('.running*')]
+            shutil.rmtree(there)
+    return hit
+
+
+def test_sigkill_of_a_profile_at_random_moments(tmp_path):
+    p = subprocess.run([sys.executable, __file__, tmp_path, 'figures', '25'], env=os.environ | dict(OMP_NUM_THREADS='1', MPLBACKEND='agg'), capture_output=True, text=True, timeout=600)
+    assert p.returncode == 0, p.stderr[-3000:]
+    hit = json.loads(p.stdout)
+    print(hit)
+    assert sum(hit.values()) >= 25 and len(hit) >= 2, hit
+
+
 @pytest.mark.parametrize('kind, n', [('mlp', 35), ('fast', 17)])
 def test_sigkill_at_random_moments(tmp_path, kind, n):
-    p = subprocess.run([sys.executable, __file__, tmp_path, kind, str(n)], env=os.environ | dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=300)
+    p = subprocess.run([sys.executable, __file__, tmp_path, kind, str(n)], env=os.environ | dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=1200)
     assert p.returncode == 0, p.stderr[-3000:]
     hit = json.loads(p.stdout)
     print(hit)
@@ -373,7 +428,7 @@ def race_trials(folder, n):
 
 
 def test_three_runs_on_one_folder_and_one_of_them_dies(tmp_path):
-    p = subprocess.run([sys.executable, __file__, tmp_path, 'race', '4'], env=os.environ | dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=300)
+    p = subprocess.run([sys.executable, __file__, tmp_path, 'race', '4'], env=os.environ | dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=1200)
     assert p.returncode == 0, p.stderr[-3000:]
     assert json.loads(p.stdout.splitlines()[-1])['killed'] >= 1
 
@@ -440,6 +495,67 @@ def test_the_gallery_keeps_the_order_of_the_profile(tmp_path, results, quick):
     B.run_jobs('p', jobs, only='fig_c', force=True)
     page = write_gallery('p', tmp_path/'g').read_text()
     assert page.index('id="fig_c"') < page.index('id="fig_a"') < page.index('id="fig_b"')
+
+
+# --- who is killed takes along what was started for it --------------------------------------------------------------------
+
+DEAF = """import os, pathlib, signal, subprocess, sys, time
+for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(s, signal.SIG_IGN)
+subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'], start_new_session=True)
+pathlib.Path(os.environ['NOISYMEM_FIGURE'], 'begun').write_text('')
+while True: time.sleep(.1)
+"""
+
+
+def running(processes): return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def wait_until(what, seconds=240):
+    "Wait, long enough for a machine that is busy with something else."
+    deadline = time.monotonic() + seconds
+    while not what() and time.monotonic() < deadline: time.sleep(.1)
+    return what()
+
+
+@pytest.fixture
+def runner(tmp_path, results):
+    "Start `noisymem run` on notebooks that hear no signal; returns it, all processes that were started for it, and their jobs."
+    started = []
+
+    def start(workers):
+        jobs = [figure(tmp_path, f'deaf_{i}', DEAF) for i in range(workers)]
+        (tmp_path/'p.yaml').write_text('figures:\n' + ''.join(f'  {j.notebook}: {{n: 4}}\n' for j in jobs))
+        code = f'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from noisymem import batch, cli; batch._stale_modules = list; raise SystemExit(cli.main(["run", r"{tmp_path}/p.yaml", "--workers", "{workers}"]))'
+        process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(psutil.Process(process.pid))
+        assert wait_until(lambda: all((B.job_folder('p', j)/'begun').exists() for j in jobs) or process.poll()) and process.poll() is None
+        started.extend(started[0].children(recursive=True))
+        assert len(started) == 1 + 3*workers, 'papermill, a kernel, and what that started'
+        return process, started[1:], jobs
+    yield start
+    for p in running(started): p.kill()
+
+
+@pytest.mark.parametrize('workers, number', [(1, signal.SIGKILL), (2, signal.SIGKILL), (1, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGINT)])
+def test_nothing_outlives_a_runner_that_is_killed(runner, workers, number):
+    process, started, jobs = runner(workers)
+    process.send_signal(number)
+    said = process.communicate(timeout=240)
+    assert process.returncode == (130 if number == signal.SIGINT else -number), said
+    assert wait_until(lambda: not running(started)), running(started)
+    for job in jobs:
+        assert B.job_state('p', job)['status'] == 'not run'
+        if number == signal.SIGINT: assert not list(B.job_folder('p', job).glob('*.ipynb'))
+
+
+def test_a_papermill_that_is_killed_is_told_from_one_that_failed_and_leaves_no_kernel(runner):
+    process, started, jobs = runner(1)
+    papermill, = psutil.Process(process.pid).children()
+    kernel, = papermill.children()
+    papermill.kill()
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 1 and 'ended by signal 9' in out and B.job_state('p', jobs[0])['status'] == 'failed'
+    assert wait_until(lambda: not running([kernel])), 'it looks for its parent once a second'
 
 
 # --- notebooks that misbehave ---------------------------------------------------------------------------------------------
@@ -523,4 +639,6 @@ def test_the_last_notebook_of_a_profile_is_checked_before_the_first_runs(tmp_pat
     assert not results.exists()
 
 
-if __name__ == '__main__': print(json.dumps(race_trials(Path(sys.argv[1]), int(sys.argv[3])) if sys.argv[2] == 'race' else kill_trials(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))
+if __name__ == '__main__':
+    where, kind, n = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    print(json.dumps(dict(race=race_trials, figures=figure_trials)[kind](where, n) if kind in ('race', 'figures') else kill_trials(where, kind, n)))

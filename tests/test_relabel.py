@@ -61,7 +61,7 @@ def test_losses_of_the_original(oracle):
 def test_toy_run_of_the_original(oracle, in_order):
     a = oracle('forgetting/relabel_toy_cewarm.npz')
     data, net = toy_data(a), Toy(a)
-    labels, soft, tracked, losses = Relabel(data, warmup=3, warmup_loss='ce'), [], [], []
+    labels, soft, tracked, losses = Relabel(data, warmup=3, average_last=1, warmup_loss='ce'), [], [], []
 
     def look(state):
         soft.append(labels.soft.clone())
@@ -77,7 +77,7 @@ def test_toy_run_of_the_original(oracle, in_order):
 
 
 def test_rates_of_the_original(oracle):
-    recipe = get_recipe(CARDS['study cifar10 random']['recipe'])
+    recipe = get_recipe(CARDS['cifar10 random']['recipe'])
     assert np.allclose([learning_rate(recipe, e*500, 500) for e in range(130)], oracle('forgetting/lr_schedules.npz')['relabel_130_M75_110'])
 
 

@@ -135,3 +135,55 @@ def test_long_work_asks_how_many_processes_are_fastest_and_short_work_does_not(r
 def test_the_order_of_settings_names_no_other_folder():
     a, b = (replace(CFG, recipe=r) for r in ({'name': 'cpu', 'epochs': 1}, {'epochs': 1, 'name': 'cpu'}))
     assert R.ensemble_folder(a, *R.prepare(a), torch.device('cpu')) == R.ensemble_folder(b, *R.prepare(b), torch.device('cpu'))
+
+
+def read_only_disk(tmp_path, monkeypatch):
+    "A file system of our own, which can be made read-only: root writes through mere permissions."
+    where = tmp_path/'disk'
+    where.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', where], capture_output=True).returncode: pytest.skip('mounting a disk needs root')
+    monkeypatch.setenv('NOISYMEM_RESULTS', str(where))
+    return where
+
+
+def test_what_was_made_is_read_on_a_read_only_disk(tmp_path, monkeypatch):
+    disk, made = read_only_disk(tmp_path, monkeypatch), []
+    try:
+        make = lambda a: R.load_or_make('steps', dict(a=a), lambda: made.append(a) or dict(x=np.arange(3)))
+        monkeypatch.setattr(R, 'best_split', lambda *a: made.append('split') or dict(best=2, splits=[1, 2], steps_per_second=[1., 3.], memory=[1., 1.]))
+        data, _ = R.prepare(CFG)
+        make(1)
+        split = R.find_split(CFG, data, torch.device('cpu'))
+        assert made == [1, 'split']
+        for path in disk.rglob('*.lock'): path.unlink()
+        subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)
+        np.testing.assert_array_equal(make(1)['x'], np.arange(3))
+        assert R.find_split(CFG, data, torch.device('cpu')) == split and made == [1, 'split']
+        with pytest.raises(OSError, match='Read-only file system') as e: make(2)
+        assert str(e.value.filename).startswith(str(disk/'steps'))
+    finally: subprocess.run(['umount', '-l', disk], check=True)
+
+
+def test_a_damaged_result_is_told_once_and_made_once(results, capsys):
+    made = []
+    make = lambda: R.load_or_make('steps', dict(a=1), lambda: made.append(1) or dict(x=np.arange(3)))
+    make()
+    path, = (results/'steps').glob('*.npz')
+    path.write_bytes(path.read_bytes()[:-5])
+    capsys.readouterr()
+    np.testing.assert_array_equal(make()['x'], np.arange(3))
+    assert capsys.readouterr().out.count('it is made again') == 1 and len(made) == 2
+
+
+def test_whoever_waits_for_a_result_takes_what_was_made_meanwhile(results, monkeypatch):
+    from threading import Event, Thread
+    begun, go, made, got = Event(), Event(), [], []
+    def make():
+        made.append(1); begun.set(); go.wait(60)
+        return dict(x=np.arange(3))
+    ask = lambda: got.append(R.load_or_make('steps', dict(a=1), make)['x'].tolist())
+    first, second = Thread(target=ask), Thread(target=ask)
+    first.start(); begun.wait(60); second.start()
+    time.sleep(.3)
+    go.set(); first.join(60); second.join(60)
+    assert made == [1] and got == [[0, 1, 2]]*2

@@ -115,7 +115,7 @@ def test_pieces_of_a_stream_join(seed):
 
 
 def test_rates_of_the_original(oracle):
-    recipe = get_recipe(CARDS['study as it was']['recipe'])
+    recipe = get_recipe(CARDS['cifar10 real as it was']['recipe'])
     assert np.allclose([learning_rate(recipe, e*10, 10) for e in range(400)], oracle('forgetting/lr_schedules.npz')['ssl_400_M250_350'])
 
 
@@ -360,3 +360,12 @@ def test_it_runs_on_the_device(noisy, trusted, view):
     a, b = (ssl(noisy, trusted, recipe=DIGITS | {'precision': 'fp32'}, view=view, device=d)[1] for d in ('cpu', 'cuda'))
     assert (a['said'] == b['said']).mean() > .95
     ssl(noisy, trusted, view=view, n_labelled=16, device='cuda')
+
+
+@pytest.mark.parametrize('card', CARDS)
+def test_cards_are_settings_of_the_functions(noisy, trusted, card):
+    c = CARDS[card]
+    assert get_recipe(c['recipe']).epochs >= 175
+    options = {k: v for k, v in c['options'].items() if k not in ('cut', 'second_cut', 'warmup')}
+    PseudoLabels(noisy, trusted, **options)
+    select_trusted([.1, .2], 'probability', c['options']['cut'])

@@ -297,6 +297,10 @@ def test_bad_models_and_batches():
     with pytest.raises(ValueError, match='at least one input'): go(nn.Linear(4, 3), torch.randn(0, 4))
     with pytest.raises(ValueError, match=r'logits \(5, K\) with K >= 2, got \(5, 1\)'): go(nn.Linear(4, 1), torch.randn(5, 4))
     with pytest.raises(ValueError, match='lazy layers'): S.probe(nn.LazyLinear(3), torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=.1), torch.randn(5, 4))
+    with pytest.raises(ValueError, match='must be a tensor of inputs, got dict; for a model of several inputs give their positions'): go(nn.Linear(4, 3), dict(a=1))
+    a, b, two = torch.randn(9, 4), torch.randn(9, 2), nn.Bilinear(4, 2, 3)
+    watch = S.Susceptibility(n_batches=2, forward=lambda model, i: model(a[i], b[i]))
+    assert watch(two, torch.optim.SGD(two.parameters(), lr=.1), torch.arange(9)) > 0
     before, after = go(nn.LSTM(4, 3, batch_first=True), torch.randn(5, 2, 4), forward=lambda model, x: model(x)[0][:, -1])
     assert after < before
 
@@ -493,17 +497,27 @@ def test_an_observed_run_is_the_run_itself(images, model, compat):
     assert len(watch.rows) == 3 and watch.rows[0].shape == ((1 if compat else 2), 3)
 
 
-@pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
-def test_a_compiled_network(backend):
-    x, y = torch.randn(12, 12, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 4
+@pytest.mark.parametrize('form', ['wrapped', 'in place', 'a part'])
+def test_a_compiled_network(form):
+    "Nothing is compiled for the probe: what is compiled anew may round otherwise."
+    compiled = []
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
     def build():
+        torch._dynamo.reset()
         torch.manual_seed(0)
-        return torch.compile(NETS['dropout and batch norm'](), backend=backend)
-    make = lambda p: torch.optim.SGD(p, lr=.05, momentum=.9)
-    watch = S.Susceptibility(n_batches=2, batch_size=6)
-    assert_same(plain_loop(build(), make, x, y), plain_loop(build(), make, x, y, watch))
-    plain = S.Susceptibility(n_batches=2, batch_size=6)
-    plain_loop(build()._orig_mod, make, x, y, plain)
+        net = NETS['dropout and batch norm']()
+        if form == 'wrapped': return torch.compile(net, backend=backend)
+        (net if form == 'in place' else net[1]).compile(backend=backend)
+        return net
+    x, y, make = torch.randn(12, 12, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 4, OPTIMIZERS['momentum']
+    watch, plain = (S.Susceptibility(n_batches=2, batch_size=6) for _ in range(2))
+    want, n = plain_loop(build(), make, x, y), len(compiled)
+    assert_same(want, plain_loop(build(), make, x, y, watch))
+    assert n > 0 and len(compiled) == 2*n
+    torch.manual_seed(0)
+    plain_loop(NETS['dropout and batch norm'](), make, x, y, plain)
     np.testing.assert_allclose(watch.rows, plain.rows, rtol=1e-5)
 
 

@@ -234,7 +234,8 @@ def test_nothing_readable_nothing_there_nothing_asked(tmp_path):
     with pytest.raises(ValueError, match='1 of 1 images cannot be read'): wd.load_images([tmp_path/'a.jpg'], 8, unreadable='skip')
     with pytest.raises(FileNotFoundError, match='2 of 3 images are not there: .*b.jpg, .*c.jpg$'): wd.load_images([tmp_path/f'{c}.jpg' for c in 'abc'], 8)
     with pytest.raises(ValueError, match='files must name at least one image'): wd.load_images([], 8)
-    with pytest.raises(ValueError, match='1 of 1 images cannot be read'): wd.load_images([tmp_path], 8)
+    os.mkfifo(tmp_path/'pipe.jpg')
+    with pytest.raises(FileNotFoundError, match='2 of 3 images are not there'): wd.load_images([tmp_path/'a.jpg', tmp_path, tmp_path/'pipe.jpg'], 8)
 
 
 @pytest.mark.parametrize('size', [0, -3, 2.5, True, '8', None, (8, 8)])

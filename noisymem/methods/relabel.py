@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CARDS', 'soft_cross_entropy', 'prior_penalty', 'entropy_penalty', 'joint_loss', 'make_prior', 'Relabel',
-           'WatchAccuracy', 'EpochBar', 'train_relabel', 'score_relabel', 'follow_labels']
+           'WatchAccuracy', 'EpochBar', 'train_relabel', 'train_plain', 'score_relabel', 'follow_labels']
 
 # %% ../../nbs/32_methods.relabel.ipynb #3135cc82
 import math
@@ -84,7 +84,7 @@ class Relabel:
         self,
         data:Dataset,
         warmup:int=70,             # epochs on the given labels
-        average_last:int=1,        # epochs whose predictions make a label
+        average_last:int=10,       # epochs whose predictions make a label, fewer at first
         prior_weight:float=.8,     # of `prior_penalty`
         entropy_weight:float=.4,   # of `entropy_penalty`
         prior='uniform',           # as `make_prior` takes it
@@ -166,6 +166,18 @@ def train_relabel(
     rec = Records(rec.rows | dict(label=torch.stack(labels.rows), test_accuracy=test.rows), rec.shared | dict(soft_label=labels.soft.cpu(), final_loss=final.cpu()), rec.meta | dict(warmup=labels.warmup), axis='epoch')
     return state.model, rec
 
+# %% ../../nbs/32_methods.relabel.ipynb #21bb6e41
+def train_plain(
+    data:Dataset,
+    model:str='preact_resnet18', recipe='paper', width:float=1., seed:int=0, device='auto', checkpoint=None, # as `train_relabel` takes them
+)->tuple[nn.Module,Records]:
+    "Train a network on the given labels, watched in the same way."
+    recipe, dynamics, test = get_recipe(recipe), Dynamics(), WatchAccuracy()
+    net = make_model(model, data.n_classes, tuple(data.x.shape[1:]), width=width, seed=seed)
+    state = train(net, data, recipe, seed=seed, observers=[dynamics, test, EpochBar(recipe.epochs, f'{data.name} {data.noise}')], device=device, checkpoint=checkpoint)
+    rec = dynamics.records(data)
+    return state.model, Records(rec.rows | dict(test_accuracy=test.rows), rec.shared, rec.meta, axis='epoch')
+
 # %% ../../nbs/32_methods.relabel.ipynb #048c6f37
 def score_relabel(
     rec:Records,       # of `train_relabel`
@@ -189,13 +201,15 @@ def follow_labels(
     area = [auroc(loss.astype(np.float32), wrong) if 0 < wrong.sum() < len(wrong) else np.nan for loss in rec['loss']]
     return pd.DataFrame(dict(epoch=np.arange(1, len(rec) + 1), accuracy=right.mean(1), corrected=share(right, wrong), broken=share(~right, ~wrong), auroc=area, test_accuracy=rec['test_accuracy']))
 
-# %% ../../nbs/32_methods.relabel.ipynb #521adea9
-def _card(epochs, milestones, warmup, batch_size, average_last, model='preact_resnet18'):
-    "Settings of `train_relabel`."
+# %% ../../nbs/32_methods.relabel.ipynb #8492abb0
+def _card(dataset, noise, epochs, milestones, warmup, batch_size, average_last):
+    "Data, noise, network, recipe and settings of `Relabel`."
     recipe = dict(name='paper', epochs=epochs, batch_size=batch_size, lr=.1, milestones=milestones, weight_decay=1e-4, precision='auto')
-    return dict(model=model, recipe=recipe, warmup=warmup, average_last=average_last, prior_weight=.8, entropy_weight=.4)
+    return dict(dataset=dataset, noise=noise, model='preact_resnet18', recipe=recipe, warmup=warmup, average_last=average_last)
 
-# %% ../../nbs/32_methods.relabel.ipynb #95a705a9
-CARDS = { # name: arguments of `train_relabel`
-    'study cifar10 random': _card(130, (75, 110), 70, 100, 1), 'study cifar10 real': _card(131, (75, 110), 70, 100, 1), 'study cifar100': _card(130, (75, 110), 70, 100, 1),
-    'ortego cifar10': _card(130, (75, 110), 70, 128, 10), 'ortego cifar100': _card(100, (45, 80), 40, 128, 10)}
+# %% ../../nbs/32_methods.relabel.ipynb #a8451f65
+CARDS = { # name: data, noise, network, recipe, warm-up, epochs averaged
+    'cifar10 random': _card('cifar10', 'random_in-0.4', 130, (75, 110), 70, 100, 1), 'cifar10 real': _card('cifar10', 'real_in-0.4', 131, (75, 110), 70, 100, 1),
+    'cifar100 random': _card('cifar100', 'random_in-0.4', 130, (75, 110), 70, 100, 1),
+    'ortego cifar10 random': _card('cifar10', 'random_in-0.4', 130, (75, 110), 70, 128, 10), 'ortego cifar10 real': _card('cifar10', 'real_in-0.4', 130, (75, 110), 70, 128, 10),
+    'ortego cifar100 random': _card('cifar100', 'random_in-0.4', 100, (45, 80), 40, 128, 10), 'ortego cifar100 real': _card('cifar100', 'real_in-0.4', 100, (45, 80), 40, 128, 10)}

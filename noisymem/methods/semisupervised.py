@@ -24,6 +24,7 @@ from ..augment import apply_augmentation, draw_augmentation, normalize
 from ..core import check_choice, check_range, derive_seed, make_generator
 from ..data import Dataset
 from ..losses import cross_entropy
+from . import relabel
 from .relabel import EpochBar, WatchAccuracy, joint_loss, make_prior, soft_cross_entropy
 from ..models import make_model
 from ..records import Records
@@ -338,15 +339,16 @@ def train_twice(
     again = select_trusted(first[1]['final_loss'], rule, cut)
     return [first, train_semisupervised(data, again, seed=derive_seed(seed, 'run', 2), checkpoint=files[1], **options)]
 
-# %% ../../nbs/33_methods.semisupervised.ipynb #3ce7e39a
-def _card(epochs, milestones, batch_size, cut, **options):
-    "Settings of `train_semisupervised`, and `cut` of `select_trusted`."
+# %% ../../nbs/33_methods.semisupervised.ipynb #d336e834
+def _card(detector, epochs, milestones, batch_size, cut, second_cut=None, **options):
+    "Data, noise and network of a card of relabelling, recipe, cuts and settings of `train_semisupervised`."
+    first = relabel.CARDS[detector]
     recipe = dict(name='paper', epochs=epochs, batch_size=batch_size, lr=.1, milestones=milestones, weight_decay=1e-4, augment=(('crop_reflect', 2), ('flip', True)), precision='auto')
-    return dict(cut=cut, model='preact_resnet18', recipe=recipe, prior_weight=.8, entropy_weight=.4, mixup=1.) | options
+    return {k: first[k] for k in ('dataset', 'noise', 'model')} | dict(recipe=recipe, options=dict(cut=cut, second_cut=second_cut, warmup=10) | options, detector={k: first[k] for k in ('recipe', 'warmup', 'average_last')})
 
-# %% ../../nbs/33_methods.semisupervised.ipynb #b6998cbc
-CARDS = { # name: settings; `cut` is of rule 'mixture', None where labels were dropped by the experimenter
-    'study first': _card(400, (250, 350), 100, .05), 'study second': _card(400, (250, 350), 100, .5),
-    'study as it was': _card(400, (249, 349), 100, .05, start='given', view='original', first_update=11),
-    'ortego first': _card(175, (100, 150), 128, .1, random_share=.2), 'ortego second': _card(300, (150, 225), 128, .5, random_share=.2),
-    'arazo': _card(400, (250, 350), 100, None, n_labelled=16)}
+# %% ../../nbs/33_methods.semisupervised.ipynb #61d78211
+CARDS = { # name: data, noise, network, recipe, options (cuts of rule 'mixture' among them), relabelling that comes before
+    'cifar10 random': _card('cifar10 random', 400, (250, 350), 100, .05, .5), 'cifar10 real': _card('cifar10 real', 400, (250, 350), 100, .05, .5), 'cifar100 random': _card('cifar100 random', 400, (250, 350), 100, .05, .5),
+    'cifar10 real as it was': _card('cifar10 real', 400, (249, 349), 100, .05, .5, start='given', view='original', first_update=11),
+    'ortego cifar10 random, first': _card('ortego cifar10 random', 175, (100, 150), 128, .1, random_share=.2), 'ortego cifar10 random, second': _card('ortego cifar10 random', 300, (150, 225), 128, .1, .5, random_share=.2),
+    'arazo cifar10 random': _card('cifar10 random', 400, (250, 350), 100, .05, n_labelled=16)}

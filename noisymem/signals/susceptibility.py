@@ -10,8 +10,9 @@ import copy
 import inspect
 import math
 import random
+import sys
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pandas as pd
@@ -88,6 +89,11 @@ def _seed(seed, devices):
 
 def _devices(tensors): return sorted({t.device for t in tensors if t.device.type not in ('cpu', 'meta')}, key=str)
 
+# %% ../../nbs/20_signals.susceptibility.ipynb #0be1fd1a
+def _uncompiled():
+    "Run compiled code as it was written; where the compiler is not loaded there is none."
+    return torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()
+
 # %% ../../nbs/20_signals.susceptibility.ipynb #172eb575
 def _optimizers(optimizer):
     "An optimizer and those it wraps."
@@ -116,7 +122,7 @@ def borrowed(
     values, contents = [(t, t.data, t.data.clone()) for t in tensors], [_copy_contents(o) for o in optimizers]
     grads = [(t, t.grad) for t in tensors if t.is_leaf]
     try:
-        with _own_randomness(_devices(tensors)):
+        with _own_randomness(_devices(tensors)), _uncompiled():
             for t, _ in grads: t.grad = None
             for o in optimizers:
                 if hasattr(o, '_optimizer_step_post_hooks'): o._optimizer_step_post_hooks = OrderedDict()  # who counts steps or averages weights shall not see this one
@@ -140,6 +146,7 @@ def _check_probe(model, optimizer, x, step, mode, lr):
     check_choice('step', step, STEPS)
     check_choice('mode', mode, MODES)
     if lr is not None: check_range('lr', lr, 0, math.inf, '()')
+    if not isinstance(x, Tensor): raise ValueError(f'x must be a tensor of inputs, got {type(x).__name__}; for a model of several inputs give their positions, and forward=lambda model, i: ... to look them up')
     if not len(x): raise ValueError('x must hold at least one input, got none')
     if len(x) == 1 and mode != 'eval' and any(isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or not model.training) for m in model.modules()): raise ValueError("x must hold at least 2 inputs for a model with batch norm, got 1; mode='eval' needs no batch")
     if step.endswith('same') and any(p.name == 'closure' and p.default is p.empty for p in inspect.signature(optimizer.step).parameters.values()): raise ValueError(f"step 'same' needs an optimizer that steps by gradients alone, got {type(optimizer).__name__}, which wants a closure; 'sgd' works with every optimizer")
