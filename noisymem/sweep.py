@@ -29,10 +29,10 @@ from .core import config_hash, make_generator, pick_device, pick_precision, resu
 from .data import Dataset
 from .ensemble import parse_seeds
 from .metrics import CORRELATIONS, bootstrap_interval, correlation
-from .models import MODELS, count_parameters, make_model
+from .models import MODELS, count_macs, count_parameters, make_model
 from .processes import splits, start_worker
 from .progress import make_bar
-from .runs import RunConfig, load_or_make, prepare, training_flop
+from .runs import RunConfig, load_or_make, prepare
 from .signals.susceptibility import Susceptibility, susceptibility
 from .train import get_recipe, predict, train
 
@@ -223,13 +223,21 @@ def _work():
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
     _train_missing(locate_runs([RunConfig(**c) for c in job['cfgs']], job['procedures'], job['device']), job['procedures'], job['device'])
 
+# %% ../nbs/50aa_sweep.ipynb #d54e2305
+def _is_long(runs, flop=1e13):
+    "Whether training takes more than so many operations."
+    for cfg, data, _ in runs:
+        shape = tuple(data.x.shape[1:])
+        flop -= 6*count_macs(make_model(cfg.model, data.n_classes, shape, width=cfg.width), shape)*data.n*get_recipe(cfg.recipe).epochs
+        if flop < 0: return True
+    return False
+
 # %% ../nbs/50aa_sweep.ipynb #69126cd9
 def _count_workers(runs, device):
     "How many processes train: as many as there are CPU threads or GPUs, 0 = this one where that is one or the work short."
     known = splits(device)
     n = min(len(runs), known[-1] if device.type == 'cpu' else known[0])
-    flop = sum(training_flop(cfg, data, prepare(cfg)[1]) for cfg, data, _ in runs) if n > 1 else 0
-    return n if flop > 1e13 else 0
+    return n if n > 1 and _is_long(runs) else 0
 
 # %% ../nbs/50aa_sweep.ipynb #da12f768
 def _train_in_processes(n, runs, procedures, device):

@@ -42,7 +42,7 @@ def test_module_notebooks_keep_the_house_style(path):
         code = [l for l in s.splitlines() if l.strip() and not l.startswith('#')]
         top_imports = [l for l in code if re.match(r'(import|from)\s', l)]
         if c['cell_type'] == 'code' and 'nbdev.nbdev_export' not in s and 'if' not in ''.join(code[:1]): assert not top_imports or len(top_imports) == len(code) or all(l.startswith((' ', ')')) or re.match(r'(import|from)\s', l) for l in code), f'imports and code in one cell:\n{s[:300]}'
-        if s.startswith('#| export'): assert len(s.splitlines()) <= 60, s[:200]
+        if s.startswith('#| export'): assert len(s.splitlines()) <= (75 if '\nclass ' in s else 60), s[:200]
         assert 'test_fail(lambda x' not in s
 
 
@@ -59,8 +59,8 @@ def test_a_number_is_a_dependency_order():
         order[module] = number
     for p in MODULES:
         number, module = p.stem.split('_', 1)
-        for used in re.findall(r'^from noisymem\.([\w.]+) import', '\n'.join(source(c) for c in cells(p) if source(c).startswith('#| export')), re.M):
-            assert order[used] < number, f'{p.stem} imports {used}'
+        for used, name in re.findall(r'^from noisymem\.([\w.]+) import (\w+)', '\n'.join(source(c) for c in cells(p) if source(c).startswith('#| export')), re.M):
+            assert order[used if used in order else f'{used}.{name}'] < number, f'{p.stem} imports {used}'
 
 
 def test_exported_modules_need_no_notebook_tools():
