@@ -74,12 +74,16 @@ def profile_name(
 # %% ../nbs/50b_batch.ipynb #68f7f256
 def find_notebook(
     name:str,       # 'fig_…', or a path
-    where:str='',   # what names it, for messages
+    profile=None,   # path of the profile that names it; a relative path is looked up beside it first
 )->Path:
     "Find a figure notebook by name or path."
+    where = f' in {Path(profile).name}' if profile else ''
+    if str(name).endswith('.ipynb'):
+        path = next((p for p in (Path(profile or '').parent/name, Path(name)) if p.is_file()), None)
+        if path is None: raise ValueError(f'notebook{where} must be a file, got {name}, which is none')
+        return path.resolve()
     known = {p.stem: p for p in sorted((_checkout()/'nbs'/'figs').glob('*.ipynb'))}
-    if str(name).endswith('.ipynb') and Path(name).exists(): return Path(name).resolve()
-    check_choice(f'notebook in {where}' if where else 'notebook', name, known)
+    check_choice(f'notebook{where}', name, known)
     return known[name]
 
 # %% ../nbs/50b_batch.ipynb #a6cb9c00
@@ -202,7 +206,7 @@ def load_profile(
     for k in profile: check_choice(f'key in {path.name}', k, ['about', 'defaults', 'figures'])
     if not profile.get('figures'): raise ValueError(f'figures in {path.name} must name at least one notebook, got none')
     if not isinstance(profile['figures'], dict): raise ValueError(f"figures in {path.name} must hold a mapping, a notebook to its parameters, got {profile['figures']!r:.60}")
-    return _jobs_of(profile, path.name)
+    return _jobs_of(profile, path)
 
 # %% ../nbs/50b_batch.ipynb #672caa5f
 def _variants(name, overrides, where):
@@ -212,13 +216,13 @@ def _variants(name, overrides, where):
     if not isinstance(bad, dict): raise ValueError(f'{name} in {where} must hold a mapping of parameters, or a list of several, got {bad!r}')
     return variants
 
-# %% ../nbs/50b_batch.ipynb #e7060032
-def _jobs_of(profile, where):
+# %% ../nbs/50b_batch.ipynb #b2593533
+def _jobs_of(profile, path):
     "Turn a profile into jobs; a default goes to every notebook that knows it, an override must be known."
-    jobs, used, defaults = [], set(), {} if profile.get('defaults') is None else profile['defaults']
+    jobs, used, where, defaults = [], set(), path.name, {} if profile.get('defaults') is None else profile['defaults']
     if not isinstance(defaults, dict): raise ValueError(f'defaults in {where} must hold a mapping of parameters, got {defaults!r}')
     for name, overrides in profile['figures'].items():
-        notebook = find_notebook(name, where)
+        notebook = find_notebook(name, path)
         known = notebook_parameters(notebook)
         variants = _variants(name, overrides, where)
         used |= set(defaults) & set(known)

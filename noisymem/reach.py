@@ -11,6 +11,7 @@ import inspect
 import re
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from .codehash import _Bare, code_hash
 
@@ -129,11 +130,17 @@ def _everything(folder):
     return {p.relative_to(folder).as_posix(): p.read_text(encoding='utf-8') for p in sorted(Path(folder).rglob('*.py')) if p.name != '_modidx.py'}
 
 # %% ../nbs/00c_reach.ipynb #264b9168
+_ALONE = Lock()  # Python 3.11 cannot parse in two threads at a time
+
 def reached_code(
     cells:list,      # of code, as text
     folder=_PACKAGE, # of the library
 )->dict:             # 'module.name' -> its text, 'module' -> what its import does; file -> its text, all of them, where code cannot be read
     "Find the code of the library that cells can come to run."
+    with _ALONE: return _reached(cells, folder)
+
+def _reached(cells, folder):
+    "What `reached_code` finds, with no other thread beside."
     library, seen, texts = _Library(folder), set(), {}
     try:
         full = set().union(*(_named(ast.parse(re.sub(r'^[ \t]*[%!].*$', '', cell, flags=re.M)), ())[1] for cell in cells))

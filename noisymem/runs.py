@@ -6,13 +6,10 @@
 __all__ = ['RunConfig', 'prepare', 'ensemble_folder', 'training_flop', 'find_split', 'count_workers', 'load_or_run',
            'load_or_make', 'load_embedding', 'load_map']
 
-# %% ../nbs/50_runs.ipynb #7a61354a
+# %% ../nbs/50_runs.ipynb #611ebf80
 import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, fields
 
@@ -28,8 +25,7 @@ from .ensemble import DESIGNS, DRAWS, EVAL_VIEWS, Design, _shard, ensemble_confi
 from .lifeline import end_with_parent
 from .models import MODELS, count_macs, make_model
 from .noise import NOISES, PREFIXES, _carried_rate, add_noise, read_embedding, tsne_2d
-from .processes import best_split, splits, start_worker
-from .progress import make_bar
+from .processes import best_split, splits, work_together
 from .records import Records, load_records, save_records
 from .train import get_recipe, predict, train
 
@@ -152,34 +148,11 @@ def _work():
     end_with_parent()
     load_or_run(RunConfig(**job['cfg']), job['device'], job['pool'] and np.array(job['pool']), workers=0)
 
-# %% ../nbs/50_runs.ipynb #aabd91fd
-def _start_worker(i, n, cfg, device, pool, log):
-    "Start worker i of n; it ends when our end of its input closes."
-    worker = start_worker('from noisymem.runs import _work; _work()', i, n, device, stdout=subprocess.DEVNULL, stderr=log)
-    worker.stdin.write(json.dumps(dict(cfg=asdict(cfg), device=device.type, pool=None if pool is None else np.asarray(pool).tolist())) + '\n')
-    worker.stdin.flush()
-    return worker
-
-# %% ../nbs/50_runs.ipynb #1c32a8e2
+# %% ../nbs/50_runs.ipynb #cd1819e1
 def _train_in_processes(n, cfg, device, pool, folder, seeds, name):
-    "Let n workers train the missing models; the first that fails ends all."
-    there = lambda: sum(_shard(folder, s).exists() for s in seeds)
-    before = there()
-    bar, logs, workers = make_bar(len(seeds) - before, name), [tempfile.TemporaryFile('w+') for _ in range(n)], []
-    try:
-        workers += [_start_worker(i, n, cfg, device, pool, log) for i, log in enumerate(logs)]
-        while any(w.poll() is None for w in workers) and not any(w.poll() for w in workers):
-            time.sleep(.2)
-            bar.update(there() - before - bar.n)
-        for w, log in zip(workers, logs):
-            if w.poll():
-                log.seek(0)
-                lines = [f'a worker was ended by signal {-w.returncode}'] if w.returncode < 0 else log.read().strip().splitlines() or [f'a worker ended with {w.returncode}']
-                raise ValueError(lines[-1].removeprefix('ValueError: '))
-        bar.update(there() - before - bar.n)
-    finally:
-        for w in workers: w.kill(); w.wait(); w.stdin.close()
-        bar.close()
+    "Let n workers train the missing models."
+    job = dict(cfg=asdict(cfg), device=device.type, pool=None if pool is None else np.asarray(pool).tolist())
+    work_together('from noisymem.runs import _work; _work()', job, n, device, [p for p in (_shard(folder, s) for s in seeds) if not p.exists()], name)
 
 # %% ../nbs/50_runs.ipynb #236ecfc2
 def load_or_run(
@@ -202,7 +175,7 @@ def load_or_run(
     print(f'{state}: {len(seeds)} models on {data.n} examples of {data.name} {data.noise}, {time.perf_counter() - start:.0f} s  [{folder.name}]')
     return data, rec
 
-# %% ../nbs/50_runs.ipynb #53c59928
+# %% ../nbs/50_runs.ipynb #dd7546c2
 def _kept(path, tell=False):
     "The arrays of a result; None where it is not there, or damaged."
     try: return load_records(path).shared
@@ -210,7 +183,7 @@ def _kept(path, tell=False):
     except ValueError as e:
         if tell: print(f'{e}; it is made again')
 
-# %% ../nbs/50_runs.ipynb #23dc3823
+# %% ../nbs/50_runs.ipynb #acf80980
 def load_or_make(
     name:str,        # kind of result, e.g. 'embedding'
     settings:dict,   # everything the result depends on; plain JSON

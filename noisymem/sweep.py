@@ -6,13 +6,9 @@
 __all__ = ['CURVES', 'PROCEDURES', 'list_runs', 'Curves', 'watch_run', 'run_path', 'locate_runs', 'load_or_sweep', 'name_runs',
            'correlate_by_run']
 
-# %% ../nbs/50aa_sweep.ipynb #7a61354a
+# %% ../nbs/50aa_sweep.ipynb #486aed53
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from dataclasses import asdict, replace
 from functools import cache
@@ -28,9 +24,10 @@ from .codehash import code_hash
 from .core import config_hash, make_generator, pick_device, pick_precision, results_dir
 from .data import Dataset
 from .ensemble import parse_seeds
+from .lifeline import end_with_parent
 from .metrics import CORRELATIONS, bootstrap_interval, correlation
 from .models import MODELS, count_macs, count_parameters, make_model
-from .processes import splits, start_worker
+from .processes import splits, work_together
 from .progress import make_bar
 from .runs import RunConfig, load_or_make, prepare
 from .signals.susceptibility import Susceptibility, susceptibility
@@ -220,7 +217,7 @@ def _train_missing(runs, procedures, device, done=lambda: None):
 def _work():
     "A worker process; it ends when all runs are there or the parent has gone."
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    end_with_parent()
     _train_missing(locate_runs([RunConfig(**c) for c in job['cfgs']], job['procedures'], job['device']), job['procedures'], job['device'])
 
 # %% ../nbs/50aa_sweep.ipynb #d54e2305
@@ -239,27 +236,6 @@ def _count_workers(runs, device):
     n = min(len(runs), known[-1] if device.type == 'cpu' else known[0])
     return n if n > 1 and _is_long(runs) else 0
 
-# %% ../nbs/50aa_sweep.ipynb #da12f768
-def _train_in_processes(n, runs, procedures, device):
-    "Let n workers train; the first that fails ends all."
-    job = json.dumps(dict(cfgs=[asdict(r[0]) for r in runs], procedures=procedures, device=device.type)) + '\n'
-    bar, logs, workers = make_bar(len(runs), 'sweep'), [tempfile.TemporaryFile('w+') for _ in range(n)], []
-    try:
-        for i, log in enumerate(logs):
-            workers.append(start_worker('from noisymem.sweep import _work; _work()', i, n, device, stdout=subprocess.DEVNULL, stderr=log))
-            workers[-1].stdin.write(job); workers[-1].stdin.flush()
-        while any(w.poll() is None for w in workers) and not any(w.poll() for w in workers):
-            time.sleep(.2)
-            bar.update(sum(r[2].exists() for r in runs) - bar.n)
-        for w, log in zip(workers, logs):
-            if w.poll():
-                log.seek(0)
-                lines = [f'a worker was ended by signal {-w.returncode}'] if w.returncode < 0 else log.read().strip().splitlines() or [f'a worker ended with {w.returncode}']
-                raise ValueError(lines[-1].removeprefix('ValueError: '))
-    finally:
-        for w in workers: w.kill(); w.wait(); w.stdin.close()
-        bar.close()
-
 # %% ../nbs/50aa_sweep.ipynb #8b7650c6
 def load_or_sweep(
     cfgs:list,                  # of RunConfig, as `list_runs` gives them
@@ -275,7 +251,7 @@ def load_or_sweep(
     runs = locate_runs(cfgs, procedures, device)
     missing = list({r[2]: r for r in runs if not r[2].exists()}.values())
     workers = _count_workers(missing, device) if workers is None else workers
-    if missing and workers: _train_in_processes(workers, missing, procedures, device)
+    if missing and workers: work_together('from noisymem.sweep import _work; _work()', dict(cfgs=[asdict(r[0]) for r in missing], procedures=procedures, device=device.type), workers, device, [r[2] for r in missing], 'sweep')
     elif missing:
         bar = make_bar(len(missing), 'sweep')
         _train_missing(missing, procedures, device, bar.update)

@@ -74,7 +74,7 @@ def quick(monkeypatch):
 
 @pytest.mark.parametrize('text,match', [
     ('figures: {fig_memorization_histogram: {n_model: 3}}', "parameter of fig_memorization_histogram in p.yaml must be one of .* got 'n_model'"),
-    ('figures: {fig_memorisation: {}}', 'notebook in p.yaml must be one of'),
+    ('figures: {fig_memorisation: {}}', 'notebook in p.yaml must be one of'), ('figures: {some where/none.ipynb: {}}', 'notebook in p.yaml must be a file, got some where/none.ipynb, which is none'),
     ('defaults: {datset: digits}\nfigures: {fig_memorization_histogram: {}}', "default 'datset' in p.yaml is a parameter of none"),
     ('default: {}\nfigures: {}', "key in p.yaml must be one of 'about', 'defaults', 'figures', got 'default'"),
     ('figures: {fig_influence: [null, {n_models: 4}]}', 'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got None'),
@@ -96,6 +96,13 @@ def test_bad_profiles(tmp_path, text, match):
     (tmp_path/'p.yaml').write_text(text)
     with pytest.raises(ValueError, match=match) as e: B.load_profile(tmp_path/'p.yaml')
     assert 'p.yaml' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_profile_names_notebooks_beside_it(tmp_path, monkeypatch):
+    path, elsewhere = notebook(tmp_path/'my figures', 'fig_t', '1'), notebook(tmp_path/'else where', 'fig_u', '1')
+    (tmp_path/'p.yaml').write_text('figures: {my figures/fig_t.ipynb: {n: 4}, fig_u.ipynb: {}}')
+    monkeypatch.chdir(tmp_path/'else where')
+    assert [str(j.notebook) for j in B.load_profile(tmp_path/'p.yaml')] == [path, elsewhere] == [str(j.notebook) for j in B.load_profile('../p.yaml')]
 
 
 def test_one_set_of_parameters_can_build_on_another(tmp_path):

@@ -7,7 +7,7 @@ from sklearn.mixture import GaussianMixture
 
 from noisymem.metrics import auroc
 from noisymem.scores import mixture as mx
-from noisymem.scores.mixture import fit_mixture, mixture_density, mixture_posterior, score_mixture
+from noisymem.scores.mixture import fit_mixture, log_odds, mixture_density, mixture_posterior, score_mixture
 
 KINDS = ['beta', 'gaussian']
 CASES = ['sep', 'overlap', 'knnce', 'unimodal', 'lowfat']
@@ -202,3 +202,57 @@ def test_same_on_gpu(kind):
     gpu, cpu = (fit_mixture(loss, kind, device=d) for d in ('cuda', 'cpu'))
     assert torch.equal(gpu.separable.cpu(), cpu.separable)
     torch.testing.assert_close(score_mixture(loss, kind, device='cuda').cpu(), score_mixture(loss, kind, device='cpu'), atol=1e-5, rtol=0, equal_nan=True)
+
+
+# ---- the scale, and losses of real trainings
+
+def test_log_odds_are_minus_the_margin_of_two_classes():
+    z = torch.randn(500, generator=torch.Generator().manual_seed(0)).double()*5
+    torch.testing.assert_close(log_odds(torch.nn.functional.softplus(-z), floor=1e-30), -z, atol=1e-6, rtol=1e-6)
+    rng = np.random.default_rng(0)
+    loss = rng.exponential(2, 300)
+    np.testing.assert_array_equal(log_odds(loss).numpy().argsort(), loss.argsort())
+    assert log_odds(np.float16([0, 6e-8, 60000.])).isfinite().all()
+
+
+@pytest.mark.parametrize('name,mean,share', [('margins 3, -3', 3, .4), ('margins 5, -4', 5, .4), ('15 % wrong', 5, .15)])
+def test_normal_margins_are_fitted_as_they_were_drawn(name, mean, share):
+    loss, wrong = TWO[name](np.random.default_rng(7), 6000)
+    fit = fit_mixture(log_odds(loss), 'gaussian', device='cpu')
+    assert bool(fit.separable) and float(fit.mean[0]) == pytest.approx(-mean, abs=.15) and float(fit.weight[1]) == pytest.approx(share, abs=.02)
+    p = mixture_posterior(fit, log_odds(loss)).numpy()
+    assert wrong[p < .05].mean() < .01 and (p < .05).mean() > .9*(1 - share)
+
+
+@pytest.fixture(scope='module')
+def trained():
+    "Areas under the margin and losses of the fourth epoch, of digits with known noise: kind -> (aum, loss, is it wrong)."
+    from noisymem.data import load_dataset
+    from noisymem.models import make_model
+    from noisymem.noise import add_noise
+    from noisymem.scores.dynamics import FullDynamics, aum
+    from noisymem.train import train
+    found = {}
+    for kind in ('clean', 'random_in-0.2', 'random_in-0.4'):
+        data, watch = add_noise(load_dataset('digits'), kind, seed=42), FullDynamics()
+        train(make_model('mlp', 10, (1, 8, 8), seed=0), data, {'name': 'digits', 'epochs': 12}, observers=[watch, lambda state: setattr(state, 'stop', state.epoch == 4)], device='cpu')
+        rec = watch.records(data)
+        found[kind] = aum(rec['margin']), rec['loss'][-1], data.is_noisy.numpy()
+    return found
+
+
+@pytest.mark.parametrize('kind,share', [('random_in-0.2', .2), ('random_in-0.4', .4)])
+@pytest.mark.parametrize('scale', ['aum', 'log odds'])
+def test_wrong_labels_of_a_real_training(trained, kind, share, scale):
+    area, loss, wrong = trained[kind]
+    x = -area if scale == 'aum' else log_odds(loss)
+    fit = fit_mixture(x, 'gaussian')
+    assert bool(fit.separable) and float(fit.weight[1]) == pytest.approx(share, abs=.03)
+    p = mixture_posterior(fit, x).cpu().numpy()
+    assert wrong[p < .05].mean() < .03 and (p < .05).mean() > .8*(1 - share) and ((p > .5) == wrong).mean() > .94
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_clean_training_is_not_split(trained, kind):
+    area, loss, _ = trained['clean']
+    assert not fit_mixture(-area, kind).separable and not fit_mixture(loss, kind).separable

@@ -185,6 +185,22 @@ def test_bad_scores(call, match):
     with pytest.raises(ValueError, match=match): call()
 
 
+def test_stored_features_of_a_training():
+    "Features kept while a network learned wrong labels: their neighbours still know most of them, better than the network's own loss."
+    from noisymem.data import load_dataset, sample
+    from noisymem.losses import cross_entropy
+    from noisymem.metrics import auroc
+    from noisymem.models import make_model
+    from noisymem.noise import add_noise
+    from noisymem.train import predict, train
+    data = sample(add_noise(load_dataset('digits'), 'random_in-0.4', seed=42), 800, 0)
+    net = train(make_model('mlp', 10, (1, 8, 8), seed=0), data, {'name': 'digits', 'epochs': 25}, device='cpu').model
+    seen = predict(net, data.x, data.mean, data.std, layers=('backbone',))
+    agreement = auroc(score_neighbours(data.given_label, seen.captured['backbone'], k=20, device='cpu'), data.is_noisy)
+    assert agreement > .9 and agreement > auroc(cross_entropy(seen.logits, data.given_label, 'none'), data.is_noisy)
+    for block in (1, 333): torch.testing.assert_close(score_neighbours(data.given_label, seen.captured['backbone'], seen.logits, k=20, block=block, device='cpu'), score_neighbours(data.given_label, seen.captured['backbone'], seen.logits, k=20, device='cpu'))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
 def test_same_on_gpu(metric):

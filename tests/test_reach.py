@@ -3,6 +3,7 @@ import json
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -104,3 +105,14 @@ def test_nothing_that_a_figure_runs_is_missed(tmp_path, monkeypatch, root, name)
         threading.setprofile(None)
     entered = {e for e in entered if '<' not in e and '__create_fn__' not in e}  # lambdas, and what `dataclass` writes
     assert len(entered) > 50 and entered <= set(reached_code(cells)), entered - set(reached_code(cells))
+
+
+def test_threads_find_what_one_finds():
+    "Python 3.11 loses count when two threads parse at a time; notebooks are looked at by as many threads as run them."
+    cells = code_of(find_notebook('fig_regions'))
+    alone = reached_code(cells)
+
+    def go(_):
+        R._read.cache_clear()
+        return reached_code(cells)
+    with ThreadPoolExecutor(4) as pool: assert all(found == alone for found in pool.map(go, range(12)))

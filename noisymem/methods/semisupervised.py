@@ -320,7 +320,7 @@ def report_accuracy(
 )->dict:           # last, last_epoch, chosen, chosen_epoch (from 1)
     "Test accuracy at the last epoch and at the one that held-out labels choose."
     test, judged = rec['test_accuracy'], rec['validation']
-    chosen = len(rec) - 1 if np.isnan(judged).any() else int(judged.argmax())
+    chosen = len(rec) - 1 if np.isnan(judged).any() else int(np.flatnonzero(judged == judged.max())[-1])
     return dict(last=float(test[-1]), last_epoch=len(rec), chosen=float(test[chosen]), chosen_epoch=chosen + 1)
 
 # %% ../../nbs/33_methods.semisupervised.ipynb #5b908f17

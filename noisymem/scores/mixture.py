@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'EDGE', 'TRIM', 'NARROWEST', 'CONCENTRATION', 'FLOOR', 'CUTS', 'MIN_SHARE', 'MIN_COUNT', 'MAX_OVERLAP',
-           'MAX_VALLEY', 'Mixture', 'fit_mixture', 'mixture_posterior', 'mixture_density', 'score_mixture']
+           'MAX_VALLEY', 'Mixture', 'fit_mixture', 'mixture_posterior', 'mixture_density', 'score_mixture', 'log_odds']
 
 # %% ../../nbs/13_scores.mixture.ipynb #da12a260
 import math
@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ..core import check_choice, pick_device
+from ..core import check_choice, check_range, pick_device
 
 # %% ../../nbs/13_scores.mixture.ipynb #821f094b
 CELLS, EDGE, TRIM = 256, .02, .005                                      # of the histogram; margin of the beta's [0, 1]; share of losses beyond either end of the scale
@@ -280,3 +280,15 @@ def _original_score(loss, kind, device):
     loss = loss.detach().cpu().numpy() if isinstance(loss, Tensor) else np.asarray(loss)
     score = np.apply_along_axis(_original_posterior, -1, loss.astype(np.result_type(loss, np.float32)))
     return torch.as_tensor(score).to(pick_device(device), torch.float32)
+
+# %% ../../nbs/13_scores.mixture.ipynb #f54acfdf
+def log_odds(
+    loss,               # any shape, at least 0: cross-entropy of the label, nats; NaN stays
+    floor:float=1e-6,   # smaller losses count as this one: half precision cannot tell them apart
+)->Tensor:              # float64, likewise
+    "Log odds against the label, a scale on which losses of one group are nearly normal."
+    loss = torch.as_tensor(loss, dtype=torch.float64).detach()
+    if (loss < 0).any(): raise ValueError(f'loss must be at least 0 for log odds, got {float(loss[loss < 0].min())}')
+    check_range('floor', floor, 0, math.inf, '()')
+    loss = loss.clamp(min=floor)
+    return loss + (-loss).expm1().neg().log()
