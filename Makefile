@@ -14,7 +14,7 @@ demo: setup
 test: setup
 	sh tools/check_clean.sh $(BIN)
 	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 setup: $(ready)
 

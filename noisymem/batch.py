@@ -428,8 +428,8 @@ def _keep(target, kept, most=10**5):
     for out in (o for c in nb['cells'] for o in c.get('outputs', ()) if o['output_type'] == 'stream') if target.stat().st_size > 10*most else ():
         text = ''.join(out['text'])
         if len(text) > most: out['text'] = f'{text[:most//2]}\n[{len(text) - most} characters left out]\n{text[-most//2:]}'
-    target.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    os.replace(target, kept)
+    try: save_atomic(kept, lambda tmp: tmp.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8'))
+    finally: target.unlink()
 
 # %% ../nbs/50b_batch.ipynb #7425dae8
 def _last_lines(log, n=4):

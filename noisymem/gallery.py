@@ -151,7 +151,7 @@ def _copy_notebook(path, to):
     nb = _notebook(path)
     for part in (nb, *nb['cells']): part['metadata'].pop('papermill', None)
     for error in (o for c in nb['cells'] for o in c.get('outputs', ()) if o['output_type'] == 'error'): error['traceback'] = [f"{error['ename']}: {error['evalue']}"]
-    (to/path.name).write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    save_atomic(to/path.name, lambda tmp: tmp.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8'))
 
 # %% ../nbs/50c_gallery.ipynb #0d8033df
 def write_gallery(

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
@@ -56,7 +57,9 @@ def run_here(job, folder, target, limits):
             exec(c.source, space)
             if c.metadata.get('tags'): space |= job.parameters
     except Exception as e: error = f'{type(e).__name__}: {e}'
-    finally: del os.environ['NOISYMEM_FIGURE']
+    finally:
+        del os.environ['NOISYMEM_FIGURE']
+        plt.close('all')
     nbformat.write(nb, target)
     (folder/'log.txt').write_text(error)
     return SimpleNamespace(poll=lambda: int(bool(error)), returncode=int(bool(error)))

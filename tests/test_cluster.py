@@ -237,6 +237,7 @@ def requeued(job_id):
     return state(job_id)['JobState'] == 'PENDING' and subprocess.run(['scontrol', 'update', f'jobid={job_id}', 'starttime=now']).returncode == 0
 
 
+@pytest.mark.xdist_group('slurm')
 def test_slurm_jobs_are_killed_requeued_and_submitted_again(results, tmp_path, slurm, capfd):
     "Four tasks: one is killed by the system, one by scancel, one requeued by hand, one told that it will be preempted."
     cfg = RunConfig(**TINY, model='fast', width=.25, recipe=dict(name='digits', epochs=600), n_models=12)  # some seconds a model on an idle machine, so that a task is met at work
@@ -272,6 +273,7 @@ def test_slurm_jobs_are_killed_requeued_and_submitted_again(results, tmp_path, s
     assert 'cached: 12 models' in (results/'figures'/'tiny'/'fig_tiny'/'fig_tiny.ipynb').read_text()
 
 
+@pytest.mark.xdist_group('slurm')
 def test_slurm_refuses_and_what_was_submitted_is_taken_back(results, slurm, tmp_path):
     job = figure(tmp_path, [TINY | dict(model='mlp', recipe='digits', n_models=2)])
     with pytest.raises(ValueError, match='SLURM refused train-1: .*invalid partition'): C.submit('tiny', [job], options=C.load_options(overrides=QUICK | dict(partition='elsewhere')))

@@ -357,7 +357,7 @@ def test_a_full_disk_loses_no_model(data, tmp_path, disk):
     assert done.items() <= {p: p.stat().st_mtime_ns for p in shards(disk/'run')}.items(), 'what was finished is kept'
 
 
-@pytest.mark.parametrize('free', [0, 40960])
+@pytest.mark.parametrize('free', [0, 4096, 12288, 20480, 40960, 61440])
 def test_a_full_disk_loses_no_figure(tmp_path, disk, monkeypatch, capsys, free):
     monkeypatch.setenv('NOISYMEM_RESULTS', str(disk))
     well, job = figure(tmp_path, 'fig_a'), figure(tmp_path, 'fig_b')
