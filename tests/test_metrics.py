@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from noisymem.metrics import auroc, average_precision, bootstrap_interval, correlation, roc_curve
+from noisymem.metrics import agreement_curve, auroc, average_precision, bootstrap_interval, correlation, describe_ends, roc_curve
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -125,3 +125,47 @@ def test_roc_curve_against_scikit_learn(seed):
 def test_roc_curve_of_equal_scores_is_the_diagonal():
     assert roc_curve(np.ones(6), [1, 0, 0, 1, 1, 0]).to_numpy().tolist() == [[0, 0], [1, 1]]
     with pytest.raises(ValueError, match='got one kind'): roc_curve([1, 2], [True, True])
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_agreement_against_sets(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 60))
+    a, b = rng.integers(0, 8, n), rng.normal(size=n)
+    order = [np.argsort(s, kind='stable') for s in (a, b)]
+    slow = []
+    for top in range(1, n):
+        x, y = (set(o[-top:].tolist()) for o in order)
+        slow.append(len(x & y)/len(x | y))
+    t = agreement_curve(a, b)
+    assert t['size'].tolist() == list(range(1, n))
+    np.testing.assert_allclose(t.overlap, slow)
+    np.testing.assert_allclose(t.chance, [k/(2*n - k) for k in range(1, n)])
+    few = agreement_curve(a, b, 5)
+    assert set(few['size']) <= set(t['size']) and few['size'].iloc[0] == 1 and few['size'].iloc[-1] == n - 1
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_ends_against_sets(seed):
+    rng = np.random.default_rng(seed)
+    n, share = 57, float(rng.uniform(.05, .6))
+    a, b, wrong = rng.integers(0, 9, n), rng.normal(size=n), rng.random(n) < .4
+    k = round(share*n)
+    t = describe_ends(a, wrong, b, share)
+    for end, kind, cut in (('highest', wrong, lambda o: set(o[n - k:].tolist())), ('lowest', ~wrong, lambda o: set(o[:k].tolist()))):
+        x, y = (cut(np.argsort(s, kind='stable')) for s in (a, b))
+        both = sorted(x & y)
+        assert t.n[end] == k and t.right[end] == pytest.approx(kind[sorted(x)].mean()) and t.common[end] == pytest.approx(len(both)/k)
+        assert (np.isnan(t.common_right[end]) if not both else t.common_right[end] == pytest.approx(kind[both].mean()))
+
+
+@pytest.mark.parametrize('call, match', [
+    (lambda: agreement_curve([1.], [1.]), r'N >= 2, got \(1,\) and \(1,\)'), (lambda: agreement_curve([[1, 2]], [[1, 2]]), 'one shape'),
+    (lambda: describe_ends([1, 2, 3], [0, 1]), r'is_noisy must have shape \(3,\), got \(2,\)'), (lambda: describe_ends([1, 2], [0, 1], share=1.5), 'share must be in')])
+def test_bad_rankings(call, match):
+    with pytest.raises(ValueError, match=match): call()
+
+
+def test_ends_that_are_all_of_one_kind():
+    "The original fails where a chosen set has no wrong label, or nothing else."
+    assert describe_ends([1, 2, 3, 4, 5], [0]*5).right.tolist() == [0, 1] and describe_ends([1, 2, 3, 4, 5], [1]*5).right.tolist() == [1, 0]
