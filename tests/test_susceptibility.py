@@ -630,6 +630,93 @@ def test_bad_watch(options, match):
     with pytest.raises(ValueError, match=match): S.Susceptibility(**options)
 
 
+# --- the record of an epoch -------------------------------------------------------------------------------------------
+
+def tiny_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(20, 4))
+
+
+def tiny_data():
+    rng = torch.Generator().manual_seed(1)
+    x, true, x_test, y_test = torch.randn(90, 3, 8, 8, generator=rng), torch.randint(4, (90,), generator=rng), torch.randn(40, 3, 8, 8, generator=rng), torch.randint(4, (40,), generator=rng)
+    given = torch.where(torch.rand(90, generator=rng) < .5, torch.randint(4, (90,), generator=rng), true)
+    return x, true, given, x_test, y_test, torch.randint(4, (90,), generator=rng)
+
+
+def as_published(epochs):
+    "Spec, sections 2.2 and 2.3, written out: one row of eleven numbers per epoch, example by example."
+    (x, true, given, x_test, y_test, y_rand), net, rows = tiny_data(), tiny_net(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=.1, momentum=.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    ce = nn.functional.cross_entropy
+    for epoch in range(epochs):
+        kept = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+        net.train()
+        batch = slice(16*epoch, 16*epoch + 16)
+        optimizer.zero_grad()
+        before = ce(net(x[batch]), y_rand[batch])
+        before.backward()
+        optimizer.step()
+        after = ce(net(x[batch]), y_rand[batch]).item()
+        net.load_state_dict(kept[0]); optimizer.load_state_dict(kept[1])
+        sums, losses = {k: [0., 0, 0] for k in ('all', True, False)}, []
+        for i in range(0, 90, 16):
+            out, y = net(x[i:i+16]), given[i:i+16]
+            optimizer.zero_grad()
+            loss = ce(out, y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            for j in range(len(y)):
+                for k in ('all', bool(y[j] == true[i + j])): sums[k] = [a + b for a, b in zip(sums[k], (ce(out[j], y[j]).item(), int(out[j].argmax() == y[j]), 1))]
+        net.eval()
+        with torch.no_grad(): parts = [(ce(net(x_test[i:i+16]), y_test[i:i+16]).item(), int((net(x_test[i:i+16]).argmax(1) == y_test[i:i+16]).sum())) for i in range(0, 40, 16)]
+        schedule.step()
+        right, wrong = ([sums[k][0]/sums[k][2], 100*sums[k][1]/sums[k][2]] for k in (True, False))
+        rows.append([epoch, before.item(), after, np.mean(losses), 100*sums['all'][1]/90, *right, *wrong, np.mean([p[0] for p in parts]), 100*sum(p[1] for p in parts)/40])
+    return np.array(rows)
+
+
+def test_the_record_of_the_original():
+    "Six epochs of it, all eleven columns: the probe in its `same` step and `train` mode, and the logits of the training passes."
+    (x, true, given, x_test, y_test, y_rand), net, rows = tiny_data(), tiny_net(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=.1, momentum=.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    for epoch in range(5):
+        batch, logits = slice(16*epoch, 16*epoch + 16), []
+        drop = S.probe(net, optimizer, x[batch], y_rand[batch], step='same', mode='train')
+        net.train()
+        for i in range(0, 90, 16):
+            logits.append(net(x[i:i+16]))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(logits[-1], given[i:i+16]).backward()
+            optimizer.step()
+        schedule.step()
+        row = S.epoch_record(torch.cat(logits), given, given != true, net.eval()(x_test), y_test, compat='original', batch_size=16)
+        rows.append([epoch, *drop, *row.values()])
+    np.testing.assert_allclose(rows, as_published(5), rtol=1e-5, atol=1e-5)
+
+
+def test_the_record_by_default():
+    "Means over examples, fractions, NaN where there is nothing to average."
+    torch.manual_seed(0)
+    logits, given, wrong = torch.randn(50, 3, requires_grad=True), torch.randint(3, (50,)), torch.rand(50) < .4
+    row = S.epoch_record(logits, given, wrong, logits[:20], given[:20])
+    assert list(row) == ['train_loss', 'train_accuracy', 'correct_loss', 'correct_fitted', 'wrong_loss', 'wrong_fitted', 'test_loss', 'test_accuracy']
+    for name, of in (('train_loss', given >= 0), ('correct_loss', ~wrong), ('wrong_loss', wrong)): assert row[name] == pytest.approx(np.mean([nn.functional.cross_entropy(l, y).item() for l, y in zip(logits[of], given[of])]), rel=1e-6)
+    assert row['wrong_fitted'] == pytest.approx(np.mean([int(l.argmax() == y) for l, y in zip(logits[wrong], given[wrong])]))
+    nothing = S.epoch_record(logits, given)
+    assert np.isnan([nothing[k] for k in ('correct_loss', 'wrong_fitted', 'test_loss', 'test_accuracy')]).all() and nothing['train_loss'] == row['train_loss']
+    none_wrong = torch.zeros(50, dtype=torch.bool)
+    assert np.isnan(S.epoch_record(logits, given, none_wrong)['wrong_loss']) and S.epoch_record(logits, given, none_wrong, compat='original')['wrong_loss'] == 0
+
+
+@pytest.mark.parametrize('change, match', [(dict(given_label=torch.zeros(4).long()), 'given_label must have 5 entries, got 4'), (dict(given_label=torch.full((5,), 3)), r'given_label must be in \[0, 3\)'), (dict(is_noisy=torch.zeros(4).bool()), 'is_noisy must be \\(5,\\) bool'), (dict(is_noisy=torch.zeros(5)), 'is_noisy must be'), (dict(logits=torch.zeros(5)), r'logits must be \(N, K\)'), (dict(test_logits=torch.zeros(2, 3)), 'test_logits and test_label'), (dict(compat='x'), 'compat must be'), (dict(batch_size=0), 'batch_size')])
+def test_bad_records(change, match):
+    with pytest.raises(ValueError, match=match): S.epoch_record(**dict(logits=torch.zeros(5, 3), given_label=torch.zeros(5).long()) | change)
+
+
 # --- the curve --------------------------------------------------------------------------------------------------------
 
 def simulate(k, epochs, fixed=False, batch_effect=0., trend=True, skewed=False, n=1000, level=.9):
