@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from noisymem.losses import LOSSES, cross_entropy, generalized_cross_entropy, label_probability, margin, mean_absolute_error
+from noisymem.losses import (LOSSES, EarlyLearning, bootstrapping, check_transition, confidence_regularized, confidence_weight, cross_entropy, determinant_loss, forward_corrected,
+                             generalized_cross_entropy, label_probability, margin, mean_absolute_error, peer_loss, stable_cross_entropy, symmetric_cross_entropy, truncated_cross_entropy)
 
 
 def batch(b, k, seed=0, scale=3., dtype=torch.float32):
@@ -18,14 +19,28 @@ def softmax(z):
     return [v/sum(e) for v in e]
 
 
+def drift(k):
+    "Each class loses a third to the next and a fifth to the one after, evenly shared where they are the same."
+    return [[(i == j)*7/15 + ((i + 1) % k == j)/3 + ((i + 2) % k == j)/5 for j in range(k)] for i in range(k)]
+
+
 SLOW = {
     'ce': lambda z, y: -math.log(softmax(z)[y]),
     'smooth': lambda z, y: sum(-(.9*(k == y) + .1/len(z))*math.log(p) for k, p in enumerate(softmax(z))),
     'mae': lambda z, y: sum(abs(p - (k == y)) for k, p in enumerate(softmax(z))),
     'gce': lambda z, y: (1 - softmax(z)[y]**.7)/.7,
+    'truncated_gce': lambda z, y: (1 - max(softmax(z)[y], .5)**.7)/.7,
+    'sce': lambda z, y: -6*math.log(softmax(z)[y]) - sum(max(p, 1e-7)*math.log(1e-4) for k, p in enumerate(softmax(z)) if k != y),
+    'bootstrap': lambda z, y: -.8*math.log(softmax(z)[y]) - .2*math.log(max(softmax(z))),
+    'soft_bootstrap': lambda z, y: -.6*math.log(softmax(z)[y]) - .4*sum(p*math.log(p) for p in softmax(z)),
+    'stable_ce': lambda z, y: -math.log(softmax(z)[y] + 1e-5),
+    'cores': lambda z, y: -math.log(softmax(z)[y]) + 2*sum(math.log(p + 1e-8) for p in softmax(z))/len(z),
+    'forward': lambda z, y: -math.log(sum(p*drift(len(z))[k][y] for k, p in enumerate(softmax(z)))),
     'margin': lambda z, y: z[y] - max(v for k, v in enumerate(z) if k != y),
     'probability': lambda z, y: softmax(z)[y]}
 FAST = {**LOSSES, 'smooth': lambda z, y, reduction: cross_entropy(z, y, reduction, label_smoothing=.1),
+        'soft_bootstrap': lambda z, y, reduction: bootstrapping(z, y, reduction, beta=.6, kind='soft'),
+        'forward': lambda z, y, reduction: forward_corrected(z, y, reduction, torch.tensor(drift(z.shape[-1]), dtype=torch.float64)),
         'margin': lambda z, y, reduction: margin(z, y), 'probability': lambda z, y, reduction: label_probability(z, y)}
 
 
@@ -39,12 +54,15 @@ def test_against_loops(name, b, k):
         torch.testing.assert_close(FAST[name](z.double(), y, reduction='none'), want, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize('name', LOSSES)
+LOSS = [k for k in FAST if k not in ('margin', 'probability')]
+
+
+@pytest.mark.parametrize('name', LOSS)
 def test_reductions_and_layouts(name):
-    f, (z, y) = LOSSES[name], batch(9, 5)
+    f, (z, y) = FAST[name], batch(9, 5)
     each = f(z, y, reduction='none')
     assert each.shape == (9,) and each.dtype == torch.float32
-    torch.testing.assert_close(f(z, y), each.mean())
+    torch.testing.assert_close(f(z, y, reduction='mean'), each.mean())
     torch.testing.assert_close(f(z, y, reduction='sum'), each.sum())
     strange = torch.zeros(18, 11)[::2, 1::2].copy_(z)
     assert not strange.is_contiguous() and torch.equal(f(strange, y.flip(0).flip(0), reduction='none'), each)
@@ -66,19 +84,19 @@ def test_half_precision_logits_are_computed_in_float32(name):
     assert z.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize('name', [*LOSSES, 'smooth'])
+@pytest.mark.parametrize('name', LOSS)
 @pytest.mark.parametrize('size', [1e2, 1e4, 1e30])
 def test_extreme_logits(name, size):
     z = torch.tensor([[size, -size, 0.], [-size, size, 0.], [0., 0., 0.], [-size, -size, -size]], requires_grad=True)
     for y in ([0, 0, 0, 0], [1, 2, 1, 2]):
         z.grad = None
         loss = FAST[name](z, torch.tensor(y), reduction='none')
-        assert loss.isfinite().all() and (loss >= -1e-6).all()
+        assert loss.isfinite().all() and ((loss >= -1.1e-5).all() or name == 'cores')
         loss.sum().backward()
-        assert z.grad.isfinite().all() and z.grad.abs().max() < 2.1
+        assert z.grad.isfinite().all() and z.grad.abs().max() < (7 if name == 'sce' else 2.1)
 
 
-@pytest.mark.parametrize('name', [*LOSSES, 'smooth'])
+@pytest.mark.parametrize('name', LOSS)
 def test_gradients(name):
     z, y = batch(4, 5, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda t: FAST[name](t, y, reduction='none'), z.requires_grad_())
@@ -114,6 +132,76 @@ def test_against_the_representation_oracle(oracle):
         ok = want.isfinite()
         torch.testing.assert_close(z.grad[ok], want[ok].to(z.dtype), rtol=1e-4, atol=1e-7)
         assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('key, f', [
+    ('lq_q02_losspy', lambda z, y: generalized_cross_entropy(z, y, q=.2)), ('sce_c100_a6_b1', lambda z, y: symmetric_cross_entropy(z, y)),
+    ('sce_losspy_epoch30', cross_entropy), ('sce_losspy_epoch31', lambda z, y: symmetric_cross_entropy(z, y, a=.1, b=1.)), ('bootstrap_hard_b08', bootstrapping), ('stable_ce', stable_cross_entropy),
+    *((f'cores_losspy_epoch{e}', lambda z, y, e=e: confidence_regularized(z, y, weight=confidence_weight(e))) for e in (0, 10, 25, 39, 40, 100)),
+    ('dmi_losspy', determinant_loss), ('forward_identity', lambda z, y: forward_corrected(z, y, transition=torch.eye(10)))])
+def test_more_of_the_representation_oracle(oracle, key, f):
+    ref = {k: torch.from_numpy(v) for k, v in oracle('representation/losses.npz').items()}
+    want = ref[f'{key}_grad']
+    z, y = (ref['z100'], ref['y100']) if want.shape[1] == 100 else (ref['z'], ref['y'])
+    z, y = z[-len(want):].clone().requires_grad_(), y[-len(want):].long()
+    loss = f(z, y)
+    loss.backward()
+    torch.testing.assert_close(loss, ref[f'{key}_loss'].to(loss.dtype), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(z.grad, want.to(z.dtype), rtol=1e-3, atol=2e-6)
+
+
+def test_losses_of_two_inputs_against_the_representation_oracle(oracle):
+    ref = {k: torch.from_numpy(v) for k, v in oracle('representation/losses.npz').items()}
+    z, peer, y = ref['z'].clone().requires_grad_(), ref['z_peer'].clone().requires_grad_(), ref['y'].long()
+    loss = peer_loss(z, y, peer, ref['y_peer'].long())
+    loss.backward()
+    for got, key in ((loss, 'peer_loss'), (z.grad, 'peer_grad_z'), (peer.grad, 'peer_grad_z_peer')): torch.testing.assert_close(got, ref[key].to(got.dtype), rtol=1e-4, atol=1e-6)
+    z = ref['z'].clone().requires_grad_()
+    loss = forward_corrected(z, y, transition=ref['T'])
+    loss.backward()
+    torch.testing.assert_close(loss, ref['forward_T_loss'].to(loss.dtype), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(z.grad, ref['forward_T_grad'], rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match='sums from 0.9 to 0.9'): forward_corrected(z, y, transition=.9*ref['T'])  # the original normalises in silence
+    torch.testing.assert_close([confidence_weight(e) for e in range(200)], ref['f_beta'].tolist())
+    torch.testing.assert_close(bootstrapping(ref['z100'], ref['y100'].long(), 'none'), ref['bootstrap_hard_b08_per_sample'])
+    paper = truncated_cross_entropy(ref['z'], y, 'none')
+    torch.testing.assert_close(paper.double(), ref['truncGCE_q07_k05_per_sample_PAPER_FORMULA'].double(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(label_probability(ref['z'], y) > .5, ref['truncGCE_mask_PAPER_FORMULA'].bool())
+
+
+def test_early_learning_against_the_representation_oracle(oracle):
+    ref = {k: torch.from_numpy(v) for k, v in oracle('representation/losses.npz').items()}
+    remember = EarlyLearning(40, 100)
+    for s in range(3):
+        part = {k: ref[f'elr_step{s}_{k}'] for k in ('index', 'z', 'y', 'loss', 'grad', 'buffer_after')}
+        z = part['z'].clone().requires_grad_()
+        loss = remember(z, part['y'].long(), part['index'].long())
+        loss.backward()
+        torch.testing.assert_close(loss, part['loss'].to(loss.dtype), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(z.grad, part['grad'], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(remember.memory, part['buffer_after'].to(remember.memory.dtype), rtol=1e-5, atol=1e-7)
+
+
+def test_early_learning_is_saved_and_taken_up_again():
+    (z, y), rows = batch(4, 3), torch.tensor([1, 5, 2, 0])
+    one = EarlyLearning(6, 3)
+    one(z, y, rows)
+    two = EarlyLearning(6, 3)
+    two.load_state_dict({k: v.clone() for k, v in one.state_dict().items()})
+    assert torch.equal(one(z, y, rows, 'none'), two(z, y, rows, 'none')) and torch.equal(one.memory, two.memory)
+
+
+def test_transition_matrices_are_checked():
+    z, y = batch(3, 3)
+    for bad, word in [(torch.eye(3)[:2], r'shape \(3, 3\), got torch.float32 \(2, 3\)'), (torch.eye(3, dtype=torch.int64), 'floats'), (2*torch.eye(3) - 1/3, 'a smallest entry of -0.3'),
+                      (torch.full((3, 3), torch.nan), 'sums from nan'), (torch.eye(3) + 2e-4, 'sums from 1.001'), (None, 'got None')]:
+        with pytest.raises(ValueError, match=word): forward_corrected(z, y, transition=bad)
+    assert check_transition([[.5, .5], [0., 1.]]).shape == (2, 2)
+    impossible = torch.tensor([[1., 0., 0.]]).expand(3, 3)
+    z.requires_grad_()
+    loss = forward_corrected(z, torch.tensor([0, 1, 2]), 'none', impossible)
+    loss.sum().backward()
+    assert loss[0] < 1e-6 and (loss[1:] > 9e3).all() and z.grad.isfinite().all(), 'a label that cannot occur costs much, not infinitely much'
 
 
 def test_symmetric_loss_sums_to_a_constant():
