@@ -168,6 +168,25 @@ def test_stop_rules_end_the_stage(memory, other):
         assert len(rec['step']) == n < len(middles) and np.array_equal(rec['loss'], whole['loss'][:n])
 
 
+def test_steps_that_are_looked_at(memory, other):
+    "Every third, or those named; always the first, the last, and that at which the rule ends the run."
+    whole = run(memory, other)[1]
+    for options, steps in ((dict(every=3), [0, 3, 6, 9, 12, 15, 18, 20]), (dict(every=[1, 2, 4, 8, 16, 99]), [0, 1, 2, 4, 8, 16, 20]), (dict(every=3, max_steps=7), [0, 3, 6, 7]), (dict(every=50), [0, 20]), (dict(every=4, max_steps=20), [0, 4, 8, 12, 16, 20])):
+        learner, rec = run(memory, other, **options)
+        assert rec['step'].tolist() == steps
+        assert np.array_equal(rec['loss'], whole['loss'][steps]) and np.array_equal(rec['chosen_loss'], whole['loss'][steps[-1]])
+    stays = copy.deepcopy(memory[1].state_dict())
+    learner, rec = run(memory, other, loss_cap=1e-9)
+    assert rec['step'].tolist() == [0] and all(torch.equal(learner.state_dict()[k], v) for k, v in stays.items())  # above the cap before the first step
+
+
+def test_memorize_is_train(memory):
+    first, net = memory
+    net, rec = fg.memorize(first, 'mlp', {'name': 'digits', 'epochs': 60, 'precision': 'fp32'}, width=.25, device='cpu')
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in memory[1].state_dict().items())
+    assert rec['loss'].shape == (60, 200) and rec['correct'][-1].all()
+
+
 def test_what_is_held_still_does_not_move(other):
     "Norm statistics, frozen stages, everything but the head before `frozen_until`; weight decay and momentum included."
     net = add_head(make_model('fast', 10, (1, 8, 8), width=.25), 10)
@@ -201,13 +220,13 @@ def test_scores_by_slow_loops(seed):
         hidden = rng.random((t, n)) < .5
         hidden[0] = False
         loss[hidden], prediction[hidden] = np.nan, -1
-    rec = dict(step=np.arange(t)*5, loss=loss, prediction=prediction, given_label=given, every=5, n_classes=3, k=0, first_loss=loss[0], chosen_loss=np.nan_to_num(loss[-1]))
+    rec = dict(step=np.arange(t)*5, loss=loss, prediction=prediction, given_label=given, n_classes=3, k=0, first_loss=loss[0], chosen_loss=np.nan_to_num(loss[-1]))
     def slow(i, kind):
         looks = [j for j in range(t) if prediction[j, i] >= 0]
         bad = [loss[j, i] > np.log(3) if kind == 'uncertain' else prediction[j, i] != given[i] for j in looks]
         for p, j in enumerate(looks):
             if all(bad[p:]) if kind == 'lasting' else bad[p]: return -5*j
-        return -5*t
+        return -(5*(t - 1) + 1)
     for kind in ('unlearned', 'uncertain', 'lasting'): assert score_forgetting(rec, kind).tolist() == [slow(i, kind) for i in range(n)], kind
     assert np.allclose(score_forgetting(rec, 'mean'), np.nanmean(loss, 0)) and np.allclose(score_forgetting(rec, 'rise'), rec['chosen_loss'] - loss[0])
 
@@ -215,7 +234,7 @@ def test_scores_by_slow_loops(seed):
 def test_lasting_is_the_second_split_forgetting_time():
     from noisymem.scores.dynamics import second_split_forgetting_time
     correct = np.random.default_rng(0).random((9, 50)) < .6
-    rec = dict(step=np.arange(1, 10), loss=np.zeros((9, 50), np.float32), prediction=np.where(correct, 0, 1), given_label=np.zeros(50, int), every=1, n_classes=2, k=0)
+    rec = dict(step=np.arange(1, 10), loss=np.zeros((9, 50), np.float32), prediction=np.where(correct, 0, 1), given_label=np.zeros(50, int), n_classes=2, k=0)
     assert (-score_forgetting(rec, 'lasting')).tolist() == np.asarray(second_split_forgetting_time(correct)).tolist()
 
 
@@ -256,6 +275,11 @@ def test_bad_input(memory, other):
     for options, message in ((dict(share=0), 'share must be in'), (dict(share=1.5), 'share must be in'), (dict(every=0), 'every must be in'), (dict(keep='best'), 'keep must be one of'), (dict(reduce='max'), 'reduce must be one of'),
                              (dict(k=200), 'k must be in'), (dict(k=60, share=.25), 'k must be in'), (dict(max_steps=0), 'max_steps must be in'), (dict(frozen='layer9*'), 'frozen must hold patterns'), (dict(norms='x'), 'norms must be one of'), (dict(share=.5, compat='original'), 'share must be 1')):
         with pytest.raises(ValueError, match=message): run(memory, other, **options)
+    for given in (first.true_label, (first.true_label + 1) % 10):
+        with pytest.raises(ValueError, match="keep 'oracle' needs wrong and correct labels"): forget(net, replace(first, given_label=given), other, HOW, keep='oracle', device='cpu')
+    with pytest.raises(ValueError, match='data must have at least 2 examples'): forget(net, take(first, [3]), other, HOW, device='cpu')
+    with pytest.raises(ValueError, match='second must have at least 2 examples'): forget(net, first, take(other, [0]), HOW, device='cpu')
+    with pytest.raises(ValueError, match="compat must be one of"): run(memory, other, compat='paper')
     unknown = replace(first, true_label=None)
     assert len(forget(net, unknown, other, HOW, device='cpu')[1]['step']) == 21  # the truth is not needed
     with pytest.raises(ValueError, match='is_noisy needs true_label'): forget(net, unknown, other, HOW, keep='oracle', device='cpu')
