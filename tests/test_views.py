@@ -98,7 +98,7 @@ def test_boxes_have_the_distribution_of_torchvision(size):
         assert ks_2samp(f(ours), f(theirs)).pvalue > 1e-3, name
 
 
-@pytest.mark.parametrize('size', [(4, 40), (40, 4), (1, 9), (9, 1), (5, 7)])
+@pytest.mark.parametrize('size', [(4, 40), (40, 4), (1, 9), (20, 5), (5, 7)])
 def test_the_box_in_the_middle_is_that_of_torchvision(size):
     ours = draw_boxes(3, make_generator(0), size, area=(1, 1), ratio=(2, 2.1))
     theirs = RandomResizedCrop.get_params(torch.zeros(3, *size), (50., 50.), (2, 2.1))  # an area that never fits
