@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CLAIM_FIELDS', 'Job', 'list_profiles', 'profile_name', 'find_notebook', 'notebook_parameters', 'parse_yaml',
            'load_yaml', 'load_profile', 'make_job', 'choose_jobs', 'job_folder', 'job_state', 'list_results',
-           'profile_jobs', 'stored_jobs', 'check_ready', 'check_kernel', 'run_job', 'run_jobs', 'load_claims']
+           'profile_jobs', 'keep_order', 'stored_jobs', 'check_ready', 'check_kernel', 'run_job', 'run_jobs',
+           'load_claims']
 
 # %% ../nbs/50b_batch.ipynb #48c22c4b
 import ast
@@ -250,18 +251,21 @@ def make_job(
 # %% ../nbs/50b_batch.ipynb #805677b4
 def choose_jobs(
     jobs:list,
-    only:str=None,   # part of the name; None or '' takes all
+    only=None,       # part of the name, or a list of such; None, '' or [] takes all
 )->list:
     "Choose jobs by name; `ValueError` when that leaves none."
-    chosen = [j for j in jobs if not only or only in j.name]
-    if not chosen: raise ValueError(f"only must be part of one of {', '.join(j.name for j in jobs)}, got {only!r}")
-    return chosen
+    parts = [only] if isinstance(only, str) else only or ['']
+    for part in parts:
+        if not any(part in j.name for j in jobs): raise ValueError(f"only must be part of one of {', '.join(j.name for j in jobs)}, got {part!r}")
+    return [j for j in jobs if any(part in j.name for part in parts)]
 
 # %% ../nbs/50b_batch.ipynb #c81b5923
 def _stamp(job):
-    "Hash of everything a job's outcome depends on, data and installed packages apart."
-    code = _code(job.notebook)
-    return config_hash([code, reached_code(code), job.parameters], n=16)
+    "Hash of everything a job's outcome depends on, data and installed packages apart; and one of the notebook's own code and of what it reaches of each module."
+    cells, parts = _code(job.notebook), {}
+    reached = reached_code(cells)
+    for name, text in reached.items(): parts.setdefault(name.rpartition('.')[0].removeprefix('noisymem.') or name, []).append([name, text])
+    return config_hash([cells, reached, job.parameters], n=16), {part: config_hash(sorted(texts), n=6) for part, texts in sorted(parts.items())} | {'the notebook': config_hash(cells, n=6)}
 
 # %% ../nbs/50b_batch.ipynb #0f110104
 def job_folder(
@@ -272,18 +276,27 @@ def job_folder(
     return results_dir()/'figures'/profile/job.name
 
 # %% ../nbs/50b_batch.ipynb #276140cc
-def _read_state(path):
+def _read_state(path, tell=True):
     "What a job.json says; None where there is none, or a damaged one, which is told."
     try: state, why = load_json(path), f'{path} is damaged'
     except FileNotFoundError: return None
     except ValueError as e: state, why = None, e
     if isinstance(state, dict) and {'status', 'notebook', 'parameters', 'stamp', 'seconds'} <= set(state): return state
-    print(f'{why}; its job counts as not run', flush=True)
+    if tell: print(f'{why}; its job counts as not run', flush=True)
 
 # %% ../nbs/50b_batch.ipynb #0918ebc4
 def _digests(folder):
     "Hash of every picture and table of a job."
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted(folder.iterdir()) if p.suffix in ('.png', '.pdf', '.csv')}
+
+# %% ../nbs/50b_batch.ipynb #3f9a1c07
+def _changes(state, job, code):
+    "What is different since a job ran: parameters as key old -> new, else the parts of the code."
+    old, new = ({k: canonical_json(v)[:60] for k, v in p.items()} for p in (state['parameters'], job.parameters))
+    keys = [f"{k} {old.get(k, 'default')} -> {new.get(k, 'default')}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    was = state.get('code') or code
+    parts = [k for k in sorted({*was, *code}) if was.get(k) != code.get(k)]
+    return f"changed: {'; '.join(keys)}" if keys else f"code changed: {', '.join(parts)}" if parts else 'code changed'
 
 # %% ../nbs/50b_batch.ipynb #1135a288
 def job_state(
@@ -292,11 +305,12 @@ def job_state(
 )->dict:         # status: 'done', 'claims fail', 'failed', 'stale' or 'not run'; why it would run again; was: its status before it got stale
     "Look up what became of a job."
     folder = job_folder(profile, job)
-    state = _read_state(folder/'job.json')
-    if state is None: return dict(status='not run', was='not run', why='not run')
+    state = _read_state(path := folder/'job.json', tell=False)
+    if state is None: return dict(status='not run', was='not run', why=f'{path} is damaged' if path.exists() else 'new')
     state['was'] = state['status']
     if not job.notebook.exists(): return state | dict(status='stale', why='notebook gone')
-    if state['stamp'] != _stamp(job): return state | dict(status='stale', why='parameters changed' if state['parameters'] != job.parameters else 'code changed')
+    stamp, code = _stamp(job)
+    if state['stamp'] != stamp: return state | dict(status='stale', why=_changes(state, job, code))
     there = _digests(folder)
     wrong = [name for name, digest in state.get('files', {}).items() if there.get(name) != digest]
     if wrong: return state | dict(status='stale', why=f'{folder/wrong[0]} is damaged or gone')
@@ -320,6 +334,14 @@ def profile_jobs(
     except FileNotFoundError: return None
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names): raise ValueError(f'{path} is damaged; run the profile again, or remove it')
     return names
+
+# %% ../nbs/50b_batch.ipynb #a40be6d2
+def keep_order(
+    profile:str,
+    jobs:list,   # of Job
+):
+    "Write down which jobs belong to a profile that is about to run; single notebooks belong to none."
+    if profile != 'manual': save_json(results_dir()/'figures'/profile/'order.json', [j.name for j in jobs])
 
 # %% ../nbs/50b_batch.ipynb #a136e2fe
 def stored_jobs(
@@ -407,6 +429,7 @@ def check_kernel():
     finally:
         if client: client.stop_channels()
         if kernel.has_kernel: kernel.shutdown_kernel(now=True)
+        log.close()
     found = reply['evalue'] if reply['status'] == 'error' else ast.literal_eval(reply['user_expressions']['file']['data']['text/plain'])
     if Path(found).parent != _PACKAGE: raise ValueError(f'the kernel python3 belongs to another environment: asked for noisymem in {_PACKAGE}, it says {found}; repair or remove {where}')
 
@@ -458,7 +481,7 @@ def run_job(
     folder.mkdir(parents=True, exist_ok=True)
     target, progress = folder/f'.running-{os.getpid()}.ipynb', folder/'.progress.json'
     for old in [folder/'job.json', folder/f'{job.name}.ipynb', folder/f'{job.name}.failed.ipynb', progress, *folder.glob('.running-*'), *folder.glob('*.png'), *folder.glob('*.pdf'), *folder.glob('*.csv')]: old.unlink(missing_ok=True)
-    stamp = _stamp(job)
+    stamp, code = _stamp(job)
     process = _start(job, folder, target, limits)
     try:
         try: in_time = _watch(process, progress, timeout, stop or threading.Event())
@@ -469,7 +492,7 @@ def run_job(
     finally: progress.unlink(missing_ok=True)
     status, error = _outcome(process, in_time, timeout, folder/'log.txt')
     _keep(target, folder/f'{job.name}{"" if status == "done" else ".failed"}.ipynb')
-    state = dict(status=status, notebook=job.notebook.stem, path=str(job.notebook), parameters=job.parameters, stamp=stamp, seconds=round(time.monotonic() - start, 1), files=_digests(folder)) | (dict(error=error) if error else {})
+    state = dict(status=status, notebook=job.notebook.stem, path=str(job.notebook), parameters=job.parameters, stamp=stamp, code=code, seconds=round(time.monotonic() - start, 1), files=_digests(folder)) | (dict(error=error) if error else {})
     save_json(folder/'job.json', state)
     return state
 
@@ -504,7 +527,6 @@ def _run_one(profile, job, count, again, timeout, limits, stop):
         state = job_state(profile, job)
         if _is_cached(state, again): how = 'cached' if state['status'] == 'done' else 'cached, claims fail'
         else:
-            check_kernel()
             print(f"{count} {job.name} … ({state['why'] or 'forced'})", flush=True)
             state = run_job(profile, job, timeout, limits, stop)
             how = f"{state['status']}, {state['seconds']:.0f} s"
@@ -543,7 +565,7 @@ def _run_all(profile, chosen, again, timeout, workers):
 def run_jobs(
     profile:str,              # name for the results
     jobs:list,
-    only:str=None,            # run jobs whose name contains this
+    only=None,                # as `choose_jobs` takes it
     force:bool=False,         # run also what is cached
     timeout:float=None,       # seconds for one job
     dry_run:bool=False,       # only say what would run, and why
@@ -562,7 +584,8 @@ def run_jobs(
         _dry_run(profile, chosen, again)
         return 0
     check_ready()
-    if profile != 'manual': save_json(results_dir()/'figures'/profile/'order.json', [j.name for j in jobs])
+    if not all(_is_cached(job_state(profile, j), again) for j in chosen): check_kernel()
+    keep_order(profile, jobs)
     return sum(s['status'] != 'done' for s in _run_all(profile, chosen, again, timeout, workers))
 
 # %% ../nbs/50b_batch.ipynb #58fd949e

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 
-from .batch import _declared, choose_jobs, find_notebook, job_folder, job_state, list_profiles, list_results, load_claims, load_profile, make_job, parse_yaml, profile_name, run_jobs, stored_jobs
+from .batch import _declared, choose_jobs, find_notebook, job_folder, job_state, list_profiles, list_results, load_claims, load_profile, make_job, parse_yaml, keep_order, profile_name, run_jobs, stored_jobs
 from .cluster import run_on_cluster
 from .core import check_choice, results_dir
 from .gallery import write_gallery
@@ -37,7 +37,9 @@ def _run(args):
         try: notebook = find_notebook(args.what)
         except ValueError as e: raise ValueError(f"{e}; or a profile: {', '.join(known)}") from None
         profile, jobs = 'manual', [make_job(str(notebook), _parameters(args.parameter, '-p', [k for k, (kind, _) in _declared(notebook).items() if kind == 'str']))]
-    if args.cluster: return _run_on_cluster(args, profile, choose_jobs(jobs, args.only))
+    if args.cluster: return _run_on_cluster(args, profile, jobs)
+    for name in ('cluster_options', 'cluster_option', 'wait'):
+        if getattr(args, name): raise ValueError(f"--{name.replace('_', '-')} goes with --cluster slurm or --cluster local")
     bad = run_jobs(profile, jobs, args.only, args.force, args.timeout, args.dry_run, args.retry_failed, args.workers)
     if not args.dry_run and any((job_folder(profile, j)/'job.json').exists() for j in jobs): print(f'gallery: {write_gallery(profile)}')
     return 1 if bad else 0
@@ -66,7 +68,9 @@ def _run_on_cluster(args, profile, jobs):
         if getattr(args, name): raise ValueError(f"--{name.replace('_', '-')} is not for a cluster: submitting again trains and runs what is missing, and the time of a job is one of the --cluster-options")
     if args.workers > 1: raise ValueError('--workers is not for a cluster: array_parallelism among the --cluster-options says how many tasks run at a time')
     overrides = _parameters(args.cluster_option, '--cluster-option')
-    return int(run_on_cluster(profile, jobs, args.cluster, args.cluster_options, overrides, args.wait, args.force, args.dry_run) > 0)
+    chosen = choose_jobs(jobs, args.only)
+    if not args.dry_run: keep_order(profile, jobs)
+    return int(run_on_cluster(profile, chosen, args.cluster, args.cluster_options, overrides, args.wait, args.force, args.dry_run) > 0)
 
 # %% ../nbs/52_cli.ipynb #09f7da99
 def _status(args):
@@ -81,7 +85,7 @@ def _status(args):
             continue
         for job in jobs:
             s = job_state(name, job)
-            print(f"  {s['status']:12} {job.name}" + (f"  {s['seconds']:.0f} s" if 'seconds' in s else ''))
+            print(f"  {s['status']:12} {job.name}" + (f"  {s['seconds']:.0f} s" if 'seconds' in s else '') + (f"  ({s['why']})" if s['status'] == 'stale' else ''))
     for path in sorted((results_dir()/'ensembles').glob('*/config.json')):
         print(f"  {len(list((path.parent/'shards').glob('seed-*.npz'))):5} models  {path.parent.name}")
     return 0
@@ -116,7 +120,7 @@ def _parser():
     run = sub.add_parser('run', help='run a profile or one figure notebook, then write the gallery')
     run.add_argument('what', help='a profile (demo, laptop, paper, or a YAML file) or a figure notebook (name or path)')
     run.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME=VALUE', help='set a parameter of a single notebook')
-    run.add_argument('--only', metavar='TEXT', help='of a profile, only notebooks whose name contains this')
+    run.add_argument('--only', action='append', metavar='TEXT', help='of a profile, only notebooks whose name contains this; may be given several times')
     run.add_argument('--force', action='store_true', help='run also what is cached (trained models are kept)')
     run.add_argument('--dry-run', action='store_true', help='only say what is cached and what would run, and why')
     run.add_argument('--retry-failed', action='store_true', help='only notebooks that failed, or whose claims did, when they last ran')
@@ -134,7 +138,7 @@ def _parser():
         if name == 'claims': s.add_argument('--csv', metavar='FILE', help='write the table too')
     n = sub.add_parser('plan', help='what a profile will cost here: time, operations, memory, disk')
     n.add_argument('profile')
-    n.add_argument('--only', metavar='TEXT', help='only notebooks whose name contains this')
+    n.add_argument('--only', action='append', metavar='TEXT', help='only notebooks whose name contains this; may be given several times')
     n.set_defaults(call=_plan)
     g = sub.add_parser('gallery', help='write the page of a profile from what has run')
     g.add_argument('profile')

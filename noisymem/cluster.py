@@ -8,10 +8,12 @@ __all__ = ['OPTIONS', 'load_options', 'options_for', 'Resumable', 'Ensemble', 'f
 
 # %% ../nbs/51_cluster.ipynb #a50d6c13
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,9 +22,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from .batch import check_ready, job_state, run_job
+from .batch import _dry_run, _run_one, check_kernel, check_ready, job_state, load_yaml
 from .core import check_choice, check_range, config_hash, data_dir, load_json, pick_device, results_dir, save_json
-from .data import _LOADERS
+from .data import _LOADERS, _WEB
 from .ensemble import _is_done, _shard, load_ensemble, parse_seeds
 from .gallery import write_gallery
 from .plan import find_configs
@@ -77,17 +79,14 @@ def load_options(
     overrides:dict=None,  # these come last, also over what the file says of single data sets
 )->dict:                  # every option, and `datasets`: data set -> what is different for it
     "Read the options of a cluster; unknown ones raise `ValueError`."
-    if source is None: found = {}
-    else:
-        try: found = yaml.safe_load(Path(source).read_text(encoding='utf-8')) or {}
-        except yaml.YAMLError as e: raise ValueError(f"{source} is not valid YAML: {' '.join(str(e).split())}") from None
-        if not isinstance(found, dict): raise ValueError(f'{source} must hold a mapping of options, got {found!r}')
+    found = {} if source is None else load_yaml(source) or {}
+    if not isinstance(found, dict): raise ValueError(f'{source} must hold a mapping of options, got {found!r}')
     overrides, datasets = overrides or {}, found.pop('datasets', None) or {}
     if not isinstance(datasets, dict): raise ValueError(f'datasets in {source} must hold a mapping, got {datasets!r}')
     _check_options(found, source)
     _check_options(overrides, 'the overrides')
     for name, section in datasets.items():
-        check_choice(f'data set in {source}', name, _LOADERS)
+        check_choice(f'data set in {source}', name, [*_LOADERS, *_WEB])
         _check_options(section, f'{name} of {source}')
     return OPTIONS | found | overrides | dict(datasets={d: {k: v for k, v in section.items() if k not in overrides} for d, section in datasets.items()})
 
@@ -97,7 +96,7 @@ def options_for(
     dataset:str='',
 )->dict:               # without `datasets`
     "Options that hold for one data set."
-    return {k: v for k, v in options.items() if k != 'datasets'} | options['datasets'].get(dataset, {})
+    return {k: v for k, v in options.items() if k != 'datasets'} | options['datasets'].get(re.split(r'[:[]', dataset)[0], {})
 
 # %% ../nbs/51_cluster.ipynb #41c7c04c
 def _device(options):
@@ -124,9 +123,13 @@ def _merge(cfg, device):
     print(f"{len(load_ensemble(folder, cfg.n_models)['seed'])} models are there and whole  [{folder}]")
 
 # %% ../nbs/51_cluster.ipynb #ac8bf789
-def _figure(profile, job):
-    "Run a figure notebook."
-    state = run_job(profile, job)
+def _again(force):
+    "The ends of a figure that do not stand when it is submitted."
+    return {'done', 'claims fail'} if force else {'claims fail'}
+
+def _figure(profile, job, again):
+    "Run a figure notebook, unless it was done in the meantime."
+    state = _run_one(profile, job, 'figure', again, None, {}, threading.Event())
     if state['status'] != 'done': raise RuntimeError(f"{job.name}: {state['status']}: {state['error'].splitlines()[-1]}")
 
 # %% ../nbs/51_cluster.ipynb #e871e11b
@@ -219,6 +222,7 @@ def plan_steps(
     profile:str,    # name for the results
     jobs:list,      # of Job
     options:dict,   # as `load_options` gives them
+    force:bool=False, # run also figures that are cached
 )->list:            # of Step, each after those it waits for
     "Lay out the jobs of a cluster for some figures."
     steps, merges, asked = [], {}, {}
@@ -233,7 +237,11 @@ def plan_steps(
         for name in e.jobs: asked[name] = short; merges[name] = (*merges.get(name, ()), f'merge-{i}')
     own = options_for(options)
     short = own | dict(time=own['figure_time'] or own['time'])
-    figures = [Step(f'figure-{j.name}', [(_figure, (profile, j))], asked.get(j.name, short), merges.get(j.name, ())) for j in jobs]
+    figures = []
+    for j in jobs:
+        runs = find_configs(j, single=True)  # which the notebook trains itself, one after the other
+        room = options_for(options, runs[0].dataset) if runs else asked.get(j.name, short)
+        figures.append(Step(f'figure-{j.name}', [(_figure, (profile, j, _again(force)))], room, merges.get(j.name, ()), about=f'trains {len(runs)} times {runs[0].dataset} itself' if runs else ''))
     if figures: figures.append(Step('gallery', [(_gallery, (profile,))], short, tuple(f.name for f in figures), even_if_failed=True))
     return steps + figures
 
@@ -306,7 +314,8 @@ def submit(
     for j in jobs:
         if j not in todo: print(f'{j.name}: cached')
     check_ready()
-    steps, ids = plan_steps(profile, todo, load_options() if options is None else options), {}
+    if todo: check_kernel()
+    steps, ids = plan_steps(profile, todo, load_options() if options is None else options, force), {}
     sub = Submission(profile, cluster, _log_folder(profile) if steps else results_dir()/'cluster'/profile, steps)
     try:
         for step in sub.steps if cluster == 'slurm' else ():
@@ -420,13 +429,14 @@ def run_on_cluster(
     overrides:dict=None,     # single options
     wait_for_end:bool=False, # stay and watch; 'local' always does
     force:bool=False,        # submit also figures that are cached
-    dry_run:bool=False,      # only say which jobs would be submitted
+    dry_run:bool=False,      # only say which jobs would be submitted, and why their figures would run
 )->int:                      # how many tasks did not end well, as far as was waited for
     "Submit a profile, or go on watching one that runs."
     check_choice('cluster', cluster, ['slurm', 'local'])
     options = load_options(options_path, overrides)
     if dry_run:
-        for step in plan_steps(profile, [j for j in jobs if force or job_state(profile, j)['status'] != 'done'], options): print(_describe(step))
+        _dry_run(profile, jobs, _again(force))
+        for step in plan_steps(profile, [j for j in jobs if force or job_state(profile, j)['status'] != 'done'], options, force): print(_describe(step))
         return 0
     sub = _find_running(profile) if cluster == 'slurm' else None
     if sub: print(f"{profile} is in the queue already: {', '.join(dict.fromkeys(j.job_id.split('_')[0] for s in sub.steps for j in s.jobs))}\nlogs: {sub.folder}")

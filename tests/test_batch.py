@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -306,6 +307,10 @@ def test_single_notebooks_have_a_status(tmp_path, results, quick, capsys):
 def test_bad_words_on_the_command_line(results, capsys):
     assert cli.main(['plan', 'demo', '--only', 'zzz']) == 2 and "only must be part of one of fig_memorization_histogram" in capsys.readouterr().err
     assert cli.main(['run', 'demo', '--only', 'zzz', '--dry-run']) == 2 and 'only must be part of' in capsys.readouterr().err
+    assert cli.main(['run', 'demo', '--only', 'detection', '--only', 'zzz', '--dry-run']) == 2 and "got 'zzz'" in capsys.readouterr().err
+    assert cli.main(['run', 'demo', '--only', 'fig_influence', '--only', 'detection', '--dry-run']) == 0
+    assert re.findall(r'\] (\w+):', capsys.readouterr().out) == ['fig_influence', 'tab_detection']
+    for words in (['--wait'], ['--cluster-option', 'time=3'], ['--cluster-options', 'o.yaml']): assert cli.main(['run', 'demo', '--dry-run', *words]) == 2 and f'{words[0]} goes with --cluster' in capsys.readouterr().err
     assert cli.main(['run', 'fig_influence', '-p', 'n_models=[']) == 2 and "value of -p n_models is not valid YAML" in capsys.readouterr().err
 
 
@@ -324,7 +329,7 @@ def test_a_dry_run_says_why_and_does_nothing(tmp_path, results, quick, capsys):
     jobs[1] = B.make_job(str(jobs[1].notebook), dict(n=7))
     notebook(tmp_path, 'changed', '2')
     before = {p: p.stat().st_mtime_ns for p in results.rglob('*')}
-    assert would('p', jobs, capsys) == ['cached', 'would run (parameters changed)', 'cached, claims fail', 'would run (failed before)', 'would run (code changed)', 'would run (not run)']
+    assert would('p', jobs, capsys) == ['cached', 'would run (changed: n default -> 7)', 'cached, claims fail', 'would run (failed before)', 'would run (code changed: the notebook)', 'would run (new)']
     assert would('p', jobs[:1], capsys, force=True) == ['would run (forced)']
     assert would('p', jobs, capsys, retry_failed=True) == ['would run (claims failed before)', 'would run (failed before)']
     assert before == {p: p.stat().st_mtime_ns for p in results.rglob('*')}
@@ -345,7 +350,7 @@ def test_a_failed_notebook_is_tried_again_after_it_was_mended(tmp_path, results,
 def test_dry_run_from_the_command_line_writes_nothing(tmp_path, results, quick, capsys):
     path = notebook(tmp_path, 'fig_t', '1')
     assert cli.main(['run', path, '--dry-run']) == 0
-    assert capsys.readouterr().out == '[1/1] fig_t: would run (not run)\n' and not results.exists()
+    assert capsys.readouterr().out == '[1/1] fig_t: would run (new)\n' and not results.exists()
     assert cli.main(['run', path, '--retry-failed']) == 0 and 'nothing failed before' in capsys.readouterr().out
 
 
@@ -580,6 +585,32 @@ def test_no_kernel_is_said_before_anything_runs(tmp_path, results, monkeypatch):
     with pytest.raises(ValueError, match='running notebooks needs ipykernel'): B.run_jobs('p', [B.make_job(notebook(tmp_path, 'fig_t', '1'), {})])
 
 
+def test_a_kernel_is_tried_once_and_before_the_first_notebook(tmp_path, results, quick, monkeypatch):
+    "Not by the threads that run notebooks; and not at all where everything is cached."
+    events, jobs = [], [B.make_job(notebook(tmp_path, f'fig_{k}', '1'), {}) for k in 'abc']
+    monkeypatch.setattr(B, 'check_kernel', lambda: events.append(threading.current_thread() is threading.main_thread()))
+    monkeypatch.setattr(B, '_start', lambda job, *rest: (events.append(job.name), run_here(job, *rest))[1])
+    assert B.run_jobs('p', jobs[:1]) == 0 and events == [True, 'fig_a']
+    assert B.run_jobs('p', jobs, workers=1) == 0 and events[2:] == [True, 'fig_b', 'fig_c']
+    assert B.run_jobs('p', jobs, workers=2) == 0 and len(events) == 5
+
+
+def test_why_a_job_runs_again(tmp_path, results, quick, capsys):
+    make = lambda **p: B.make_job(notebook(tmp_path, 'fig_t', 'from noisymem.metrics import auroc', 'n: int = 3  # models\nways: list = []  # more'), p)
+    assert B.run_jobs('p', [make(n=4)]) == 0
+    why = lambda job: B.job_state('p', job)['why']
+    assert why(make(n=5)) == 'changed: n 4 -> 5' and why(make(ways=[1])) == 'changed: n 4 -> default; ways default -> [1]' and why(make(n=4)) == ''
+    path = results/'figures'/'p'/'fig_t'/'job.json'
+    state = json.loads(path.read_text())
+    assert {'metrics', 'the notebook'} == set(state['code'])
+    path.write_text(json.dumps(state | dict(stamp='older', code=state['code'] | dict(metrics='older', gone='x'))))
+    assert why(make(n=4)) == 'code changed: gone, metrics'
+    path.write_text(json.dumps({k: v for k, v in state.items() if k != 'code'} | dict(stamp='older')))
+    assert why(make(n=4)) == 'code changed'
+    path.write_text('{')
+    assert why(make(n=4)) == f'{path} is damaged'
+
+
 @pytest.mark.parametrize('workers', [0, -1])
 def test_no_worker_no_run(tmp_path, results, workers):
     with pytest.raises(ValueError, match='workers must be in'): B.run_jobs('p', [B.make_job(notebook(tmp_path, 'fig_t', '1'), {})], workers=workers)
@@ -659,10 +690,10 @@ def test_a_changed_constant_of_a_loss_reruns_exactly_what_depends_on_it(tmp_path
 
     def ran(): return set(re.findall(r'(fig_\w+): done', ask('run')))
 
-    def change(old, new):
+    def change(function, old, new):
         path = here/'nbs'/'05_losses.ipynb'
         nb = nbformat.read(path, 4)
-        cell, = [c for c in nb.cells if c.source.startswith('#| export') and old in c.source]
+        cell, = [c for c in nb.cells if f'\ndef {function}(' in c.source and old in c.source]
         cell.source = cell.source.replace(old, new)
         nbformat.write(nb, path)
 
@@ -671,11 +702,12 @@ def test_a_changed_constant_of_a_loss_reruns_exactly_what_depends_on_it(tmp_path
         assert ran() == {'fig_trained', 'fig_robust', 'fig_plain'}
         first = shards()
         assert len(first) == 1
-        change('q:float=0.7', 'q:float=0.6')
+        change('generalized_cross_entropy', 'q:float=0.7', 'q:float=0.6')
         assert 'the library is older than 05_losses.ipynb' in ask('run', 2)
         ask('export')
-        assert ran() == {'fig_robust'} and shards() == first
-        change('label_smoothing:float=0.,', 'label_smoothing:float=0.01,')
+        said = ask('run')
+        assert set(re.findall(r'(fig_\w+): done', said)) == {'fig_robust'} and 'fig_robust … (code changed: losses)' in said and shards() == first
+        change('cross_entropy', 'label_smoothing:float=0.,', 'label_smoothing:float=0.01,')
         ask('export')
         said = ask('run')
         assert set(re.findall(r'(fig_\w+): done', said)) == {'fig_trained', 'fig_robust'} and "changed: code '" in said

@@ -13,6 +13,10 @@ import pytest
 import torch
 import yaml
 
+from test_batch import notebook, run_here
+
+from noisymem import batch as B
+from noisymem import cli
 from noisymem import cluster as C
 from noisymem.batch import job_state, load_profile, make_job
 from noisymem.core import config_hash
@@ -77,7 +81,7 @@ def test_what_no_cluster_takes_is_refused(options, says):
 
 
 @pytest.mark.parametrize('text, says', [
-    ('time: [', 'is not valid YAML'), ('- time', 'must hold a mapping of options'), ('tme: 3', 'option in .*o.yaml must be one of'), ('datasets: [cifar10]', 'datasets in .* must hold a mapping'),
+    ('time: [', 'is not valid YAML, line 1'), ('time: 3\nmem_gb: 2\ntime: 4', "line 3: 'time' stands twice in one mapping, first in line 1"), ('- time', 'must hold a mapping of options'), ('tme: 3', 'option in .*o.yaml must be one of'), ('datasets: [cifar10]', 'datasets in .* must hold a mapping'),
     ('datasets: {cifar01: {time: 3}}', "data set in .* must be one of 'digits'"), ('datasets: {cifar10: {tme: 3}}', 'option in cifar10 of .*o.yaml must be one of'), ('datasets: {cifar10: 3}', 'cifar10 of .* must hold a mapping')])
 def test_a_bad_file_of_options_is_refused(tmp_path, text, says):
     (tmp_path/'o.yaml').write_text(text)
@@ -85,9 +89,10 @@ def test_a_bad_file_of_options_is_refused(tmp_path, text, says):
 
 
 def test_the_command_line_comes_last_and_a_data_set_before_the_rest(tmp_path):
-    (tmp_path/'o.yaml').write_text('time: 30\nslurm_qos: long\ndatasets: {cifar100: {time: 90, mem_gb: 32}}')
+    (tmp_path/'o.yaml').write_text('time: 30\nslurm_qos: long\ndatasets: {cifar100: {time: 90, mem_gb: 32}, clothing1m: {time: 8}}')
     o = C.load_options(tmp_path/'o.yaml', dict(mem_gb=2))
     assert C.options_for(o, 'cifar100') == C.OPTIONS | dict(time=90, mem_gb=2, slurm_qos='long')
+    assert C.options_for(o, 'clothing1m:size=64') == C.OPTIONS | dict(time=8, mem_gb=2, slurm_qos='long')
     assert C.options_for(o) == C.OPTIONS | dict(time=30, mem_gb=2, slurm_qos='long')
     (tmp_path/'empty.yaml').write_text('')
     assert C.options_for(C.load_options(tmp_path/'empty.yaml')) == C.OPTIONS
@@ -155,8 +160,38 @@ def test_a_job_that_waited_until_the_code_was_another_ends(results):
 
 def test_a_figure_that_fails_fails_its_job(monkeypatch, tmp_path):
     job = figure(tmp_path, [TINY | dict(model='mlp', n_models=2)])
-    monkeypatch.setattr(C, 'run_job', lambda profile, job: dict(status='claims fail', error='Traceback\nAssertionError: models > 9'))
-    with pytest.raises(RuntimeError, match='fig_tiny: claims fail: AssertionError: models > 9'): C._figure('p', job)
+    monkeypatch.setattr(C, '_run_one', lambda profile, job, *rest: dict(status='claims fail', error='Traceback\nAssertionError: models > 9'))
+    with pytest.raises(RuntimeError, match='fig_tiny: claims fail: AssertionError: models > 9'): C._figure('p', job, C._again(False))
+
+
+def test_a_figure_that_is_done_when_its_turn_comes_is_not_run_again(results, monkeypatch, tmp_path):
+    "Another runner did it, or its job was queued again after its last word."
+    job, ran = make_job(notebook(tmp_path, 'fig_t', '1'), {}), []
+    monkeypatch.setattr(B, '_start', lambda *a: (ran.append(1), run_here(*a))[1])
+    monkeypatch.setattr(B, '_stop', lambda process: None)
+    for force, times in ((False, 1), (False, 1), (True, 2)):
+        C._figure('p', job, C._again(force))
+        assert len(ran) == times
+
+
+def test_a_figure_that_trains_itself_gets_the_time_of_a_training_task(results, tmp_path):
+    job = next(j for j in load_profile('demo') if j.name == 'fig_susceptibility')
+    plan = lambda **o: {s.name: s for s in C.plan_steps('p', [job], C.load_options(overrides=dict(time=50, figure_time=2) | o))}
+    step = plan()['figure-fig_susceptibility']
+    assert step.options['time'] == 50 and step.about == 'trains 2 times digits itself' and plan()['gallery'].options['time'] == 2
+
+
+def test_which_figures_belong_to_a_profile_is_known_on_a_cluster_too(results, tmp_path, monkeypatch, capsys):
+    (tmp_path/'mine.yaml').write_text(f'figures: {{{figure(tmp_path, [], "fig_a").notebook}: {{}}, {figure(tmp_path, [], "fig_b").notebook}: {{}}}}')
+    monkeypatch.setattr(cli, 'run_on_cluster', lambda profile, jobs, *rest: len(jobs) - 1)
+    words = ['run', str(tmp_path/'mine.yaml'), '--cluster', 'local', '--only', 'fig_b']
+    assert cli.main([*words, '--dry-run']) == 0 and not results.exists()
+    assert cli.main(words) == 0 and B.profile_jobs('mine') == ['fig_a', 'fig_b']
+
+
+def test_a_dry_run_says_what_is_cached_and_why_the_rest_would_run(results, tmp_path, capsys):
+    assert C.run_on_cluster('p', [figure(tmp_path, [TINY | dict(model='mlp', n_models=2)])], dry_run=True) == 0
+    assert capsys.readouterr().out.startswith('[1/1] fig_tiny: would run (new)\ntrain-1: 1 task, 2 models')
 
 
 def test_no_slurm_here(results, monkeypatch):
