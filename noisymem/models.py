@@ -276,7 +276,7 @@ MODELS = _Table({ # name: (function that builds the backbone, its settings)
     **{f'resnet{d}': (resnet_backbone, {'depth': d}) for d in RESNETS},
     **{f'preact_resnet{d}': (resnet_backbone, {'depth': d, 'preact': True}) for d in RESNETS},
     'mlp': (mlp_backbone, {}), 'linear': (linear_backbone, {}),
-    **{k: (f'zoo:{k}_backbone', {}) for k in _ZOO}, 'cnn64': ('zoo:cnn_backbone', {'channels': 64}), 'resnet': (resnet_backbone, {'depth': 18}),
+    **{k: (f'zoo:{k}_backbone', {}) for k in _ZOO}, 'cnn64': ('zoo:cnn_backbone', {'channels': 64}), 'cnn13': ('zoo:cnn13_backbone', {}), 'cnn13_dropout': ('zoo:cnn13_backbone', {'dropout': .1}), 'resnet': (resnet_backbone, {'depth': 18}),
     **{f'{k}_original': (f'zoo:{k}_backbone', {'compat': 'original'}) for k in _ORIGINAL},
     **{f'imagenet_{k}': ('imagenet:imagenet_backbone', {'name': k}) for k in ('alexnet', 'vgg19_bn', 'resnet50')}})
 

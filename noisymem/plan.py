@@ -9,6 +9,7 @@ __all__ = ['find_configs', 'Cost', 'cost_of', 'plan_jobs', 'format_plan']
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def find_configs(
             for cell in json.loads(job.notebook.read_text(encoding='utf-8'))['cells']:
                 if cell['cell_type'] != 'code': continue
                 source = ''.join(cell['source'])
-                if any(word in source for word in ('load_or_run(', 'load_or_make(', 'load_or_sweep(')): break
+                if re.search(r'\bload_or_\w+\(', source): break
                 exec(compile(source, str(job.notebook), 'exec'), space)
                 if 'parameters' in cell['metadata'].get('tags', []): space |= job.parameters
         finally:

@@ -274,3 +274,19 @@ def test_cpu_equals_gpu(name):
     net, x = tiny(name, shape).eval(), torch.randn(4, *shape)
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         torch.testing.assert_close(net(x), net.cuda()(x.cuda()).cpu(), rtol=1e-3, atol=1e-4)
+
+
+def test_thirteen_layers():
+    "Layers and sizes of the forgetting study's network; its two weight-normed linear layers are one plain layer here."
+    net = on_meta('cnn13')
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert [tuple(c.weight.shape) for c in convs] == [(128, 3, 3, 3), *[(128, 128, 3, 3)]*2, (256, 128, 3, 3), *[(256, 256, 3, 3)]*2, (512, 256, 3, 3), (256, 512, 1, 1), (128, 256, 1, 1)]
+    assert [c.padding for c in convs] == [(1, 1)]*6 + [(0, 0)]*3
+    assert count_parameters(net) == 3_127_208 - 2*(1280 + 10 + 10) + 1280 + 10
+    assert [m.p for m in on_meta('cnn13_dropout').modules() if isinstance(m, nn.Dropout)] == [.1, .1]
+    conv = next(m for m in make_model('cnn13', 10, (3, 32, 32), width=1/16).modules() if isinstance(m, nn.Conv2d))
+    torch.testing.assert_close(conv.length, conv.weight.flatten(1).norm(dim=1))
+    with torch.no_grad(): conv.length[0] *= 3
+    x = torch.randn(2, 3, 6, 6)
+    plain = nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
+    torch.testing.assert_close((conv(x) - conv.bias[:, None, None])[:, 0], 3*(plain - conv.bias[:, None, None])[:, 0])

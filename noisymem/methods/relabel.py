@@ -205,7 +205,7 @@ def follow_labels(
 def _card(dataset, noise, epochs, milestones, warmup, batch_size, average_last):
     "Data, noise, network, recipe and settings of `Relabel`."
     recipe = dict(name='paper', epochs=epochs, batch_size=batch_size, lr=.1, milestones=milestones, weight_decay=1e-4, precision='auto')
-    return dict(dataset=dataset, noise=noise, model='preact_resnet18', recipe=recipe, warmup=warmup, average_last=average_last)
+    return dict(dataset=dataset, noise=noise, model='cnn13' if batch_size == 100 else 'preact_resnet18', recipe=recipe, warmup=warmup, average_last=average_last)
 
 # %% ../../nbs/32_methods.relabel.ipynb #a8451f65
 CARDS = { # name: data, noise, network, recipe, warm-up, epochs averaged

@@ -344,7 +344,7 @@ def _card(detector, epochs, milestones, batch_size, cut, second_cut=None, **opti
     "Data, noise and network of a card of relabelling, recipe, cuts and settings of `train_semisupervised`."
     first = relabel.CARDS[detector]
     recipe = dict(name='paper', epochs=epochs, batch_size=batch_size, lr=.1, milestones=milestones, weight_decay=1e-4, augment=(('crop_reflect', 2), ('flip', True)), precision='auto')
-    return {k: first[k] for k in ('dataset', 'noise', 'model')} | dict(recipe=recipe, options=dict(cut=cut, second_cut=second_cut, warmup=10) | options, detector={k: first[k] for k in ('recipe', 'warmup', 'average_last')})
+    return {k: first[k] for k in ('dataset', 'noise')} | dict(model=first['model'].replace('cnn13', 'cnn13_dropout'), recipe=recipe, options=dict(cut=cut, second_cut=second_cut, warmup=10) | options, detector={k: first[k] for k in ('model', 'recipe', 'warmup', 'average_last')})
 
 # %% ../../nbs/33_methods.semisupervised.ipynb #61d78211
 CARDS = { # name: data, noise, network, recipe, options (cuts of rule 'mixture' among them), relabelling that comes before
