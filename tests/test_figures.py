@@ -149,6 +149,17 @@ def test_a_foreign_embedding_is_refused(results, tmp_path):
     assert process.returncode != 0 and 'must hold one row of features for each of the 1437 training examples' in process.stderr
 
 
+def test_regions_and_curves_need_no_truth(results):
+    "Web images, whose true labels nobody knows: the label-free plane is drawn; what needs the truth says so."
+    values = dict(dataset='clothing1m_mini:size=16', noise='given', contenders=[{'model': 'mlp', 'width': .1}, {'model': 'linear'}], rates=[.1, .01], schedules=['cosine'], epochs=3)
+    for name in ('fig_regions', 'fig_susceptibility'):
+        process, _ = run_papermill(ROOT/'nbs'/'figs'/f'{name}.ipynb', values, results)
+        assert process.returncode == 0, process.stderr[-2000:]
+        assert not pd.read_csv(results/'figures'/name/'claims.csv').claim.str.contains('wrong labels that are fitted|correct labels').any()
+    process, _ = run_papermill(ROOT/'nbs'/'figs'/'fig_susceptibility_correlation.ipynb', values, results)
+    assert process.returncode != 0 and 'dataset must have labels whose truth is known' in process.stderr
+
+
 def test_a_failing_claim_keeps_the_figure(monkeypatch, tmp_path):
     import matplotlib.pyplot as plt
     monkeypatch.setenv('NOISYMEM_FIGURE', str(tmp_path))
