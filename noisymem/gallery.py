@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pandas as pd
 
@@ -25,7 +25,7 @@ def _jobs_done(profile):
     folder, names = results_dir()/'figures'/profile, profile_jobs(profile)
     paths = sorted(folder.glob('*/job.json'), key=lambda p: (p.stat().st_mtime, p)) if names is None else [p for n in names if (p := folder/n/'job.json').exists()]
     states = [(p.parent, state) for p in paths if (state := _read_state(p))]
-    if not states: raise ValueError(f'profile {profile!r} has no results yet; run `noisymem run {profile}` first')
+    if not states: raise ValueError(f'profile {profile!r} has no results yet; run it first')
     return states
 
 # %% ../nbs/50c_gallery.ipynb #ec774f08
@@ -69,6 +69,11 @@ def _verdict(state, claims):
     return 'not confirmed in this run' if failing else 'confirmed' if len(claims) else 'no claim was checked', failing
 
 # %% ../nbs/50c_gallery.ipynb #fa15e959
+def _summary(claims):
+    "How many claims hold, in a sentence."
+    rest = claims[~claims.holds.astype(bool)]
+    return f'{len(claims) - len(rest)} of {len(claims)} claims hold' + (f'; {int(rest.tells.sum())} of the other {len(rest)} are required here.' if len(rest) else '.')
+
 def _number(x):
     "A number as a reader wants it; empty for NaN and None."
     return '' if x is None or pd.isna(x) else f'{x:.4g}' if isinstance(x, float) else str(x)
@@ -94,16 +99,16 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; p
 h2 { margin: 2.5rem 0 .2rem; border-top: 1px solid var(--line); padding-top: 1rem; overflow-wrap: anywhere }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; padding: 6px; box-sizing: border-box; margin: .4rem 0 }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0 } td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
+@media (max-width: 40rem) { table, tbody, tr { display: block } th { display: none } tr { border-bottom: 1px solid var(--line); padding: .4rem 0 } td { display: inline-block; border: 0; padding: 0 1rem 0 0 } td:first-child { display: block } td:not(:first-child)::before { content: attr(data-of) ' '; opacity: .65; font-weight: 400 } td:empty { display: none } }
 .yes { color: var(--yes) } .no { color: var(--no); font-weight: 600 } .cost { opacity: .75; font-size: .85rem } nav a { margin-right: .8rem; white-space: nowrap; display: inline-block }
 '''
 
 # %% ../nbs/50c_gallery.ipynb #6acac54c
 def _html_table(rows):
     "The claims of one figure."
-    cell = lambda t, tag='td', cls='': f'<{tag}{cls}>{html.escape(t)}</{tag}>'
-    head = ''.join(cell(c, 'th') for c in CLAIM_COLUMNS)
-    verdict = lambda t: f' class="{"yes" if t.startswith("yes") else "no" if t == "no" else ""}"'
-    body = ''.join('<tr>' + ''.join(cell(t) for t in r[:-1]) + cell(r[-1], cls=verdict(r[-1])) + '</tr>' for r in rows)
+    head = ''.join(f'<th>{c}</th>' for c in CLAIM_COLUMNS)
+    colour = lambda c, t: '' if c != 'holds' else ' class="yes"' if t.startswith('yes') else ' class="no"' if t == 'no' else ''
+    body = ''.join('<tr>' + ''.join(f'<td data-of="{c}"{colour(c, t)}>{html.escape(t)}</td>' for c, t in zip(CLAIM_COLUMNS, r)) + '</tr>' for r in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>' if rows else ''
 
 # %% ../nbs/50c_gallery.ipynb #6e98afcc
@@ -134,7 +139,7 @@ def claims_markdown(
 # %% ../nbs/50c_gallery.ipynb #ade5fecf
 def _markdown(profile, jobs, claims):
     "The index for the forge."
-    lines = [f'# Gallery: {profile}', '', f'{int(claims.holds.sum())} of {len(claims)} claims hold. Made by `noisymem run {profile}`; the same page with everything inside: [index.html](index.html).', '']
+    lines = [f'# Gallery: {profile}', '', f'{_summary(claims)} Made by `noisymem run {profile}`; the same page with everything inside: [index.html](index.html).', '']
     for folder, state in jobs:
         title, lead = _lead(folder, state)
         own = claims[claims.figure == folder.name]
@@ -153,6 +158,12 @@ def _copy_notebook(path, to):
     for error in (o for c in nb['cells'] for o in c.get('outputs', ()) if o['output_type'] == 'error'): error['traceback'] = [f"{error['ename']}: {error['evalue']}"]
     save_atomic(to/path.name, lambda tmp: tmp.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8'))
 
+def _linked(to):
+    "The pictures, numbers and notebooks that the index in a folder leads to, if it is one of ours."
+    text = (to/'README.md').read_text(encoding='utf-8') if (to/'README.md').exists() else ''
+    names = re.findall(r'\]\(([\w.~%=-]+\.(?:png|ipynb))\)', text) if text.startswith('# Gallery: ') else ()
+    return {p for n in names for p in (to/unquote(n), (to/unquote(n)).with_suffix('.csv'))}
+
 # %% ../nbs/50c_gallery.ipynb #0d8033df
 def write_gallery(
     profile:str,   # whose results
@@ -162,14 +173,16 @@ def write_gallery(
     jobs, claims = _jobs_done(profile), load_claims(profile)
     to = Path(to) if to else results_dir()/'gallery'/profile
     to.mkdir(parents=True, exist_ok=True)
+    old = _linked(to)
     for folder, state in jobs:
         for name, p in (_files(folder, state, 'png') | _files(folder, state, 'csv')).items(): shutil.copyfile(p, to/name)
         for p in _executed(folder): _copy_notebook(p, to)
     sections = ''.join(_html_section(f, s, claims[claims.figure == f.name]) for f, s in jobs)
     links = ''.join(f'<a href="#{_anchor(f)}">{html.escape(f.name)}</a>' for f, _ in jobs)
     page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>noisymem: {html.escape(profile)}</title><style>{STYLE}</style>'
-            f'<h1>noisymem: {html.escape(profile)}</h1><p>{int(claims.holds.sum())} of {len(claims)} claims hold.</p><nav>{links}</nav>{sections}</html>\n')
+            f'<h1>noisymem: {html.escape(profile)}</h1><p>{_summary(claims)}</p><nav>{links}</nav>{sections}</html>\n')
     save_atomic(to/'index.html', lambda tmp: tmp.write_text(page, encoding='utf-8'))
     save_atomic(to/'README.md', lambda tmp: tmp.write_text(_markdown(profile, jobs, claims), encoding='utf-8'))
     save_atomic(to/'claims.csv', lambda tmp: claims.to_csv(tmp, index=False, float_format='%.6g'))
+    for p in old - _linked(to): p.unlink(missing_ok=True)  # of figures that are no longer in the profile
     return to/'index.html'

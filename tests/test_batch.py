@@ -362,6 +362,24 @@ def test_failed_claims_stand_until_something_changes(tmp_path, results, quick, c
     assert ran(retry_failed=True) == (1, 2) and ran(force=True) == (1, 3)
 
 
+def test_a_gallery_keeps_nothing_of_a_figure_that_was_taken_out(tmp_path, results, quick):
+    "And nothing of anybody else's."
+    jobs = [B.make_job(notebook(tmp_path, name, FIGURE.format(name=name)), dict(n=n)) for name, n in (('fig a', 4), ('fig_b', 1))]
+    assert B.run_jobs('p', jobs) == 1
+    to = tmp_path/'g'
+    to.mkdir()
+    for name in ('own.png', 'own.csv'): (to/name).write_text('x')
+    write_gallery('p', to)
+    names = lambda: {p.name for p in to.iterdir()} - {'index.html', 'README.md', 'claims.csv', 'own.png', 'own.csv'}
+    assert names() == {'fig a.png', 'fig a.csv', 'fig a.ipynb', 'fig_b.png', 'fig_b.csv', 'fig_b.failed.ipynb'}
+    B.keep_order('p', jobs[1:])
+    write_gallery('p', to)
+    assert names() == {'fig_b.png', 'fig_b.csv', 'fig_b.failed.ipynb'} and (to/'own.png').exists() and (to/'own.csv').exists()
+    (to/'README.md').write_text('# Mine\n![x](own.png)')
+    write_gallery('p', to)
+    assert (to/'own.png').exists()
+
+
 @pytest.mark.parametrize('end', ['raise OSError("disk")', 'raise AssertionError("1 of 2 things are missing")'])
 def test_another_error_after_the_claims_is_no_failed_claim(tmp_path, results, quick, end):
     job = B.make_job(notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t') + end), dict(n=4))
@@ -492,6 +510,7 @@ def test_the_gallery_says_whether_the_claim_was_confirmed(tmp_path, results, qui
     assert '<li>n is above two</li><li>n is &lt;above&gt; | three</li>' in sections['no']
     assert 'not confirmed in this run: it ended with an error' in sections['error'] and '>no claim was checked<' in sections['none']
     readme = (tmp_path/'g'/'README.md').read_text()
+    assert all('3 of 6 claims hold; 1 of the other 3 are required here. ' in text.replace('<', ' <') for text in (readme, page))
     assert 'lead **confirmed**' in readme and 'lead **not confirmed in this run**\n\n* n is above two\n* n is ' in readme
 
 

@@ -6,13 +6,17 @@ import re
 import shutil
 import subprocess
 
+import pandas as pd
 import pytest
+
+from noisymem.gallery import STYLE, _claim_rows, _html_table
 
 BROWSER = next((b for b in ('chromium', 'chromium-browser', 'google-chrome') if shutil.which(b)), None)
 LOOK = '''<script>addEventListener('load', () => {
   const images = [...document.images], wide = [...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll'));
   const seen = {width: innerWidth, scroll: document.documentElement.scrollWidth, images: images.length, broken: images.filter(i => !i.naturalWidth).length, wide: wide.map(e => e.tagName + ' ' + e.textContent.slice(0, 40)),
     background: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color, anchors: [...document.querySelectorAll('a[href^="#"]')].filter(a => !document.getElementById(a.getAttribute('href').slice(1))).length,
+    cells: [...document.querySelectorAll('td')].map(e => [e.getBoundingClientRect().left, e.getBoundingClientRect().right]), labelled: [...document.querySelectorAll('td')].filter(e => !/^no/.test(getComputedStyle(e, '::before').content)).length,
     fetched: performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.startsWith('data:'))};
   parent.document.title = JSON.stringify(seen)})</script>'''
 
@@ -29,6 +33,16 @@ def look(page, tmp_path, width, *flags):
     command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', f'--user-data-dir={tmp_path}/profile', '--virtual-time-budget=20000', '--window-size=1400,1000', *flags, '--dump-dom', frame.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | dict(HOME=str(tmp_path))).stdout
     return json.loads(html.unescape(re.search('<title>(.*?)</title>', dom, re.S)[1]))
+
+
+CLAIMS = pd.DataFrame([dict(figure='fig_x', claim='wrong labels are found better than by chance, whichever network looks at them (AUROC)', ours=.98765, relation='~', than=.9, tolerance=.1, paper=.986, n=50000, holds=h, tells=h) for h in (True, False)])
+
+
+@pytest.mark.parametrize('width', [360, 1200])
+def test_every_column_of_the_claims_is_seen_without_scrolling(tmp_path, width):
+    page = f'<!doctype html><html><style>{STYLE}</style><body>{_html_table(_claim_rows(CLAIMS))}</body></html>'
+    seen = look(page, tmp_path, width)
+    assert len(seen['cells']) == 12 and max(c[1] for c in seen['cells']) <= width and seen['labelled'] == (10 if width == 360 else 0)
 
 
 @pytest.mark.parametrize('width', [360, 1200])
