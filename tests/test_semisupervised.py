@@ -8,7 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from noisymem import train as T
+from noisymem.augment import normalize
+from noisymem.core import derive_seed
 from noisymem.data import Dataset, load_dataset, sample, take, with_labels
+from noisymem.jitter import jitter
 from noisymem.losses import cross_entropy
 from noisymem.methods import semisupervised as S
 from noisymem.methods.relabel import joint_loss, soft_cross_entropy
@@ -369,3 +372,21 @@ def test_cards_are_settings_of_the_functions(noisy, trusted, card):
     options = {k: v for k, v in c['options'].items() if k not in ('cut', 'second_cut', 'warmup')}
     PseudoLabels(noisy, trusted, **options)
     select_trusted([.1, .2], 'probability', c['options']['cut'])
+
+
+def test_jitter_by_hand():
+    "The batch is recoloured in [0, 1], the inputs stay normalised; digits have one colour."
+    data = add_noise(sample(load_dataset('digits'), 64, seed=0), 'symmetric_exact-0.4')
+    seen, labels = [], PseudoLabels(data, ~data.is_noisy, jitter=(.4, .4, .4, .1), mixup=0, seed=3)
+    class Watch(torch.nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.flatten(1)[:, :10]
+    labels.data = data
+    x = normalize(data.x[:16], data.mean, data.std)
+    batch = type('Batch', (), dict(x=x, position=torch.arange(16), step=5))
+    labels(Watch(), batch)
+    expected = normalize(jitter(data.x[:16].float()/255, (.4, .4, .4, .1), derive_seed(3, 'jitter', 5)), data.mean, data.std)
+    torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=0)
+    a, b, c = (ssl(data, ~data.is_noisy, **o) for o in (dict(jitter=(.4, .4, .4, .1)), dict(jitter=(.4, .4, .4, .1)), dict()))
+    assert torch.equal(weights(a[0]), weights(b[0])) and not torch.equal(weights(a[0]), weights(c[0]))

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from ..augment import apply_augmentation, draw_augmentation, normalize
 from ..core import check_choice, check_range, derive_seed, make_generator
 from ..data import Dataset
+from ..jitter import jitter
 from ..losses import cross_entropy
 from . import relabel
 from .relabel import EpochBar, WatchAccuracy, joint_loss, make_prior, soft_cross_entropy
@@ -149,6 +150,11 @@ def _as_it_is(model, move:bool):
         for m, momentum in norms: m.momentum = momentum
 
 # %% ../../nbs/33_methods.semisupervised.ipynb #bcba5c86
+def _recolour(x, data, amount, seed):
+    "Jitter the colours of normalised inputs."
+    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (data.mean, data.std))
+    return normalize(jitter((x*std + mean).clamp(0, 1), amount, seed), data.mean, data.std)
+
 def _check_labelled(labelled, data):
     "Which labels are trusted, as a boolean tensor; at least one."
     labelled = torch.as_tensor(labelled).cpu()
@@ -170,6 +176,7 @@ class PseudoLabels:
         mixup:float=1.,          # alpha; 0 mixes nothing
         random_share:float=0.,   # of the unlabelled, with uniform labels
         n_labelled:int=0,        # labelled examples in each batch; 0 for plain batches
+        jitter:tuple=(),         # amounts of colour jitter for images, () for none; see `noisymem.jitter`
         prior_weight:float=.8, entropy_weight:float=.4, prior='uniform', # of `joint_loss`; 'uniform' over the classes that are labelled
         seed:int=0,              # of mixup, streams and random labels
     ):
@@ -177,9 +184,10 @@ class PseudoLabels:
         check_choice('view', view, ['clean', 'batch', 'original'])
         for name, v, low in (('first_update', first_update, 1), ('every', every, 1), ('n_labelled', n_labelled, 0), ('mixup', mixup, 0)): check_range(name, v, low, math.inf, '[)')
         check_range('random_share', random_share, 0, 1)
+        if len(jitter) not in (0, 4): raise ValueError(f'jitter must be () or 4 amounts (brightness, contrast, saturation, hue), got {jitter}')
         self.labelled = _check_labelled(labelled, data).nonzero()[:, 0]
         self.unlabelled = (~torch.as_tensor(labelled).cpu()).nonzero()[:, 0]
-        self.first_update, self.every, self.view, self.mixup, self.random_share, self.n_labelled, self.seed = first_update, every, view, mixup, random_share, n_labelled, seed
+        self.first_update, self.every, self.view, self.mixup, self.random_share, self.n_labelled, self.jitter, self.seed = first_update, every, view, mixup, random_share, n_labelled, tuple(jitter), seed
         self.soft = F.one_hot(data.given_label, data.n_classes).float()
         if start != 'given': self.soft[self.unlabelled] = 0
         self.seen, self.rows = self.soft.clone(), []
@@ -210,6 +218,7 @@ class PseudoLabels:
 
     def __call__(self, model, batch):
         x, position = self._with_labelled(batch)
+        if self.jitter: x = _recolour(x, self.data, self.jitter, derive_seed(self.seed, 'jitter', batch.step))
         if self.view != 'clean':
             with torch.no_grad(), _as_it_is(model, self.view == 'original'), torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type), cache_enabled=False):  # weights cast here would carry no gradient into the next pass
                 self.seen[position] = model(x).float().softmax(1)
@@ -344,7 +353,7 @@ def _card(detector, epochs, milestones, batch_size, cut, second_cut=None, **opti
     "Data, noise and network of a card of relabelling, recipe, cuts and settings of `train_semisupervised`."
     first = relabel.CARDS[detector]
     recipe = dict(name='paper', epochs=epochs, batch_size=batch_size, lr=.1, milestones=milestones, weight_decay=1e-4, augment=(('crop_reflect', 2), ('flip', True)), precision='auto')
-    return {k: first[k] for k in ('dataset', 'noise')} | dict(model=first['model'].replace('cnn13', 'cnn13_dropout'), recipe=recipe, options=dict(cut=cut, second_cut=second_cut, warmup=10) | options, detector={k: first[k] for k in ('model', 'recipe', 'warmup', 'average_last')})
+    return {k: first[k] for k in ('dataset', 'noise')} | dict(model=first['model'].replace('cnn13', 'cnn13_dropout'), recipe=recipe, options=dict(cut=cut, second_cut=second_cut, warmup=10, jitter=(.4, .4, .4, .1)) | options, detector={k: first[k] for k in ('model', 'recipe', 'warmup', 'average_last')})
 
 # %% ../../nbs/33_methods.semisupervised.ipynb #61d78211
 CARDS = { # name: data, noise, network, recipe, options (cuts of rule 'mixture' among them), relabelling that comes before
