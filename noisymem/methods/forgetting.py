@@ -158,6 +158,11 @@ def _widest_gap(p):
     gap = (below[-1] - below[:-1])/(n*(1 - w)) - below[:-1]/(n*w)
     return (2*(w*(1 - w)).sqrt()*gap).max()
 
+# %% ../../nbs/30_methods.forgetting.ipynb #50fa58f2
+def _look(model, data, rows, k, precision):
+    "What a model says of some examples; on a CPU in batches that stay in its cache, which takes two thirds of the time."
+    return predict(model, data.x[rows], data.mean, data.std, ('backbone',) if k else (), precision, 250 if data.x.device.type == 'cpu' else 1000)
+
 # %% ../../nbs/30_methods.forgetting.ipynb #d3ba9050
 class Tracker:
     "Observer that looks at the examples of another data set while a network trains."
@@ -199,7 +204,7 @@ class Tracker:
         "Look at a part, keep the weights where they are the best so far, end what is to be ended."
         rows = self.parts[len(self.rows) % len(self.parts)].to(self.data.x.device)
         given = self.data.given_label[rows]
-        seen = predict(state.model, self.data.x[rows], self.data.mean, self.data.std, ('backbone',) if self.k else (), state.precision)
+        seen = _look(state.model, self.data, rows, self.k, state.precision)
         loss = cross_entropy(seen.logits, given, 'none')
         if not loss.isfinite().all(): raise ValueError(f'the losses of the first data must stay finite, got {int((~loss.isfinite()).sum())} that are not at step {state.step}; a lower lr than {state.recipe.lr} may help')
         row = dict(rows=rows, loss=loss, prediction=seen.logits.argmax(1)) | (dict(disagreement=self.ask(seen, given)) if self.k else {})
@@ -282,7 +287,7 @@ def _check_pair(first, second, model):
 # %% ../../nbs/30_methods.forgetting.ipynb #36394517
 def _look_at_all(model, data, k, precision, compat=None):
     "Loss and, with k > 0, disagreement of every example."
-    seen = predict(model, data.x, data.mean, data.std, ('backbone',) if k else (), precision)
+    seen = _look(model, data, slice(None), k, precision)
     found = dict(loss=cross_entropy(seen.logits, data.given_label, 'none').cpu().numpy())
     if k: found['disagreement'] = score_shares(neighbour_shares(data.given_label, seen.logits, seen.captured['backbone'], k=k, n_classes=data.n_classes, compat=compat, device=data.x.device), data.given_label, compat).cpu().numpy()
     return found
