@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -210,12 +211,19 @@ def load_profile(
     return _jobs_of(profile, path)
 
 # %% ../nbs/50b_batch.ipynb #672caa5f
+def _crossed(given, where):
+    "A set of parameters; every combination of those that stand under `grid`."
+    grid = given.pop('grid', {})
+    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()): raise ValueError(f'grid of {where} must hold a mapping, a parameter to a list of values, got {grid!r}')
+    if twice := sorted(set(grid) & set(given)): raise ValueError(f'{twice[0]} of {where} stands beside its grid and in it')
+    return [given | dict(zip(grid, values)) for values in product(*grid.values())]
+
 def _variants(name, overrides, where):
     "The parameter sets of one notebook in a profile."
     variants = [{}] if overrides is None else overrides if isinstance(overrides, list) else [overrides]
     bad = next((v for v in variants if not isinstance(v, dict)), overrides if not variants else {})
     if not isinstance(bad, dict): raise ValueError(f'{name} in {where} must hold a mapping of parameters, or a list of several, got {bad!r}')
-    return variants
+    return [v for given in variants for v in _crossed(dict(given), f'{name} in {where}')]
 
 # %% ../nbs/50b_batch.ipynb #b2593533
 def _jobs_of(profile, path):
@@ -466,7 +474,7 @@ def _outcome(process, in_time, timeout, log):
     if not in_time: return 'failed', f'no end after {timeout} s'
     if process.returncode == 0: return 'done', ''
     lines = _last_lines(log) + [f'ended by signal {-process.returncode}']*(process.returncode < 0)
-    return 'claims fail' if re.match(r'AssertionError: \d+ of \d+ claims fail: ', lines[-1]) else 'failed', '\n'.join(lines)
+    return ('claims fail', lines[-1]) if re.match(r'AssertionError: \d+ of \d+ claims fail: ', lines[-1]) else ('failed', '\n'.join(lines))
 
 # %% ../nbs/50b_batch.ipynb #3e382a46
 def run_job(
@@ -586,7 +594,9 @@ def run_jobs(
     check_ready()
     if not all(_is_cached(job_state(profile, j), again) for j in chosen): check_kernel()
     keep_order(profile, jobs)
-    return sum(s['status'] != 'done' for s in _run_all(profile, chosen, again, timeout, workers))
+    bad = [j.name for j, s in zip(chosen, _run_all(profile, chosen, again, timeout, workers)) if s['status'] != 'done']
+    if bad and len(chosen) > 1: print(f"{len(bad)} of {len(chosen)} did not end well: {', '.join(bad)}", flush=True)
+    return len(bad)
 
 # %% ../nbs/50b_batch.ipynb #58fd949e
 CLAIM_FIELDS = ['claim', 'ours', 'relation', 'than', 'tolerance', 'paper', 'n', 'holds', 'tells']

@@ -84,6 +84,8 @@ def quick(monkeypatch):
     ('figures: {fig_influence: [null, {n_models: 4}]}', 'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got None'),
     ('figures: {fig_influence: 3}', 'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got 3'),
     ('figures: {fig_influence: false}', 'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got False'),
+    ('figures: {fig_influence: {grid: [3]}}', r'grid of fig_influence in p.yaml must hold a mapping, a parameter to a list of values, got \[3\]'), ('figures: {fig_influence: {grid: {n_models: 3}}}', 'grid of fig_influence'),
+    ('figures: {fig_influence: {n_models: 3, grid: {n_models: [4]}}}', 'n_models of fig_influence in p.yaml stands beside its grid and in it'), ('figures: {fig_influence: {grid: {n_modles: [4]}}}', "got 'n_modles'"),
     ('figures: {fig_influence: []}', r'fig_influence in p.yaml must hold a mapping of parameters, or a list of several, got \[\]'),
     ('defaults: [a]\nfigures: {fig_influence: {}}', r"defaults in p.yaml must hold a mapping of parameters, got \['a'\]"),
     ('defaults: 0\nfigures: {fig_influence: {}}', 'defaults in p.yaml must hold a mapping of parameters, got 0'),
@@ -129,6 +131,13 @@ def test_a_profile_as_other_systems_write_it(tmp_path, mark):
 def test_a_list_of_overrides_makes_several_jobs(tmp_path):
     (tmp_path/'p.yaml').write_text('figures: {fig_memorization_histogram: [{n_models: 4}, {n_models: 5}]}')
     assert [j.name for j in B.load_profile(tmp_path/'p.yaml')] == ['fig_memorization_histogram-1', 'fig_memorization_histogram-2']
+
+
+def test_a_grid_is_crossed(tmp_path):
+    (tmp_path/'p.yaml').write_text('figures: {fig_influence: [{n_models: 4}, {recipe: digits, grid: {noise: [a, b], n_models: [5, 6]}}]}'.replace('[a, b]', '[symmetric-0.1, pair-0.2]'))
+    jobs = B.load_profile(tmp_path/'p.yaml')
+    assert [j.name for j in jobs] == [f'fig_influence-{i}' for i in range(1, 6)]
+    assert [(j.parameters.get('noise'), j.parameters['n_models']) for j in jobs] == [(None, 4), ('symmetric-0.1', 5), ('symmetric-0.1', 6), ('pair-0.2', 5), ('pair-0.2', 6)]
 
 
 def test_one_notebook_under_two_names_would_share_a_folder(tmp_path):
@@ -210,7 +219,7 @@ def test_failures_are_told_apart_and_do_not_stop_the_rest(tmp_path, results, cap
     assert B.run_jobs('p', jobs) == 2
     assert [B.job_state('p', j)['status'] for j in jobs] == ['failed', 'claims fail', 'done']
     out = capsys.readouterr().out
-    assert 'no such layer' in out and 'raises.failed.ipynb' in out and '1 of 1 claims fail: n is above two' in out
+    assert 'no such layer' in out and 'raises.failed.ipynb' in out and '1 of 1 claims fail: n is above two' in out and '2 of 3 did not end well: raises, claims\n' in out
     assert (B.job_folder('p', jobs[1])/'claims.png').exists(), 'the picture of a failed claim is still there'
     assert not (B.job_folder('p', jobs[0])/'raises.ipynb').exists()
 
