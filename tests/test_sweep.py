@@ -107,6 +107,20 @@ def test_the_numbers_are_those_of_the_network():
     assert row.zeta == last.zeta and row.zeta_low < row.zeta < row.zeta_high
 
 
+def test_the_chosen_network_again(tmp_path):
+    "Not only its numbers: the very weights, in a file too, whatever else was probed."
+    from safetensors.torch import load_file
+    cfgs = S.list_runs([MLP, {'model': 'efficientnet', 'width': .05, 'augment': [['flip', True]]}], [.1], seeds=[2], **DATA | dict(n_examples=30, epochs=2))
+    runs, _, _ = S.load_or_sweep(cfgs, device='cpu', workers=0)
+    for row, cfg in zip(runs.itertuples(), cfgs):
+        state = S.train_again(cfg, device='cpu', checkpoint=tmp_path/row.model)
+        data = state.data
+        says = lambda x: predict(state.model, x, data.mean, data.std, precision=state.precision).logits.argmax(1)
+        assert (says(data.x) == data.given_label).double().mean().item() == row.train_accuracy and (says(data.x_test) == data.y_test).double().mean().item() == row.test_accuracy
+        kept, weights = load_file(tmp_path/row.model), dict(state.model.named_parameters())
+        assert all(any(v.shape == w.shape and bool((v == w).all()) for v in kept.values()) for w in weights.values())
+
+
 def test_probing_changes_no_run():
     cfg = S.list_runs([MLP], [.1], **DATA)[0]
     data = prepare(cfg)[0]
