@@ -402,7 +402,8 @@ def _stale_modules():
         package = ['noisymem', *target.split('.')[:-1]]
         absolute = lambda m: 'from ' + '.'.join([*package[:len(package) + 1 - len(m[1])], *filter(None, [m[2]])]) + ' import'
         held = re.sub(r'^from (\.+)(\S*) import', absolute, module.read_text(encoding='utf-8'), flags=re.M) if module.exists() else ''
-        if any(c.split('\n', 1)[1].strip() not in held for c in code if c.startswith('#| export\n')): stale.append(notebook.name)
+        cells = [text.strip() for text in re.split(r'^# %% .*$', held, flags=re.M)[2:]]  # after the module's docstring and its `__all__`
+        if cells != [c.split('\n', 1)[1].strip() for c in code if c.startswith('#| export\n')]: stale.append(notebook.name)
     return stale
 
 # %% ../nbs/50b_batch.ipynb #26e92a03
