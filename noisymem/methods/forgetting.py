@@ -152,7 +152,7 @@ def separation(
 
 def _widest_gap(p):
     "Largest 2 sqrt(w (1 - w)) times the difference of the means over the cuts of sorted numbers."
-    n = len(p)
+    n, p = len(p), p - p[:1]
     if n < 2: return p.new_zeros(())
     w, below = torch.arange(1, n, dtype=p.dtype, device=p.device)/n, p.cumsum(0)
     gap = (below[-1] - below[:-1])/(n*(1 - w)) - below[:-1]/(n*w)
