@@ -241,7 +241,7 @@ def plan_steps(
     for j in jobs:
         runs = find_configs(j, single=True)  # which the notebook trains itself, one after the other
         room = options_for(options, runs[0].dataset) if runs else asked.get(j.name, short)
-        figures.append(Step(f'figure-{j.name}', [(_figure, (profile, j, _again(force)))], room, merges.get(j.name, ()), about=f'trains {len(runs)} times {runs[0].dataset} itself' if runs else ''))
+        figures.append(Step(f'figure-{j.name}', [(_figure, (profile, j, _again(force)))], room, merges.get(j.name, ()), about=f"trains {len(runs)} network{'s'[:len(runs) > 1]} on {runs[0].dataset} itself" if runs else ''))
     if figures: figures.append(Step('gallery', [(_gallery, (profile,))], short, tuple(f.name for f in figures), even_if_failed=True))
     return steps + figures
 
@@ -249,7 +249,8 @@ def plan_steps(
 def _describe(step):
     "A step in one line."
     numbers = list(dict.fromkeys(j.job_id.split('_')[0] for j in step.jobs))
-    return f'{step.name}: ' + ', '.join(filter(None, [f"job {' '.join(numbers)}" if numbers else '', f"{len(step.calls)} task{'s'[:len(step.calls) > 1]}", step.about, f"after {' and '.join(step.after)}" if step.after else '']))
+    after = f'{len(step.after)} others' if len(step.after) > 4 else ' and '.join(step.after)
+    return f'{step.name}: ' + ', '.join(filter(None, [f"job {' '.join(numbers)}" if numbers else '', f"{len(step.calls)} task{'s'[:len(step.calls) > 1]}", step.about, f'after {after}' if after else '']))
 
 # %% ../nbs/51_cluster.ipynb #a11600ed
 @dataclass

@@ -137,6 +137,7 @@ def test_every_profile_of_the_checkout_can_be_laid_out(results):
     jobs = load_profile('demo')
     steps = C.plan_steps('demo', jobs, C.load_options())
     assert [s.name for s in steps if s.name.startswith('figure')] == [f'figure-{j.name}' for j in jobs] and steps[-1].name == 'gallery'
+    assert C._describe(steps[-1]) == f'gallery: 1 task, after {len(jobs)} others'
     assert all(call[1][0].design != 'chosen' for s in steps if s.name.startswith('train') for call in s.calls)
     folders = [s.shards[0].parent for s in steps if s.shards]
     assert len(set(folders)) == len(folders)
@@ -178,7 +179,7 @@ def test_a_figure_that_trains_itself_gets_the_time_of_a_training_task(results, t
     job = next(j for j in load_profile('demo') if j.name == 'fig_susceptibility')
     plan = lambda **o: {s.name: s for s in C.plan_steps('p', [job], C.load_options(overrides=dict(time=50, figure_time=2) | o))}
     step = plan()['figure-fig_susceptibility']
-    assert step.options['time'] == 50 and step.about == 'trains 2 times digits itself' and plan()['gallery'].options['time'] == 2
+    assert step.options['time'] == 50 and step.about == 'trains 2 networks on digits itself' and plan()['gallery'].options['time'] == 2
 
 
 def test_which_figures_belong_to_a_profile_is_known_on_a_cluster_too(results, tmp_path, monkeypatch, capsys):
