@@ -314,3 +314,13 @@ def test_weights_go_through_arrays(memory, tmp_path):
     twin = put_weights(make_model('preact_resnet18', 4, (3, 8, 8), width=.05, seed=2), load_records(tmp_path/'w.npz').shared | dict(loss=np.zeros(3)))
     assert all(torch.equal(v, twin.state_dict()[k]) and v.dtype == twin.state_dict()[k].dtype for k, v in net.state_dict().items())
     with pytest.raises(ValueError, match='arrays must be the weights of such a model'): put_weights(memory[1], weight_arrays(net))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_gpu_gives_what_the_cpu_gives(memory, other):
+    options = dict(every=2, k=5, share=.5)
+    for keep in ('last', 'separation', 'oracle'):
+        a, b = (forget(copy.deepcopy(memory[1]), memory[0], other, HOW, device=device, keep=keep, **options)[1] for device in ('cpu', 'cuda'))
+        assert np.array_equal(a['step'], b['step']) and np.allclose(a['loss'], b['loss'], atol=1e-3, equal_nan=True)
+        assert np.allclose(a['first_loss'], b['first_loss'], atol=1e-4)

@@ -213,7 +213,7 @@ class Tracker:
 
     def ask(self, seen, given): return score_shares(neighbour_shares(given, seen.logits, seen.captured['backbone'], k=self.k, n_classes=self.data.n_classes, device=given.device), given)
 
-    def value(self, loss, rows): return auroc(loss, self.data.is_noisy[rows]) if self.keep == 'oracle' else float(separation(loss))
+    def value(self, loss, rows): return auroc(loss.cpu(), self.data.is_noisy[rows].cpu()) if self.keep == 'oracle' else float(separation(loss))
 
     def choose(self, state, loss, rows):
         "Keep the weights where they are the best so far; stop where a rule says so."
