@@ -202,6 +202,8 @@ def instance_noise(
     seed:int=0,          # of probabilities, projection and draws; 0 is the original's
     layout:str='hwc',    # order of an image's pixels: 'hwc' or 'chw'; features stay as they are
     scale:float=1.,      # pixels are divided by this: 1 (memorization) or 255 (representation)
+    projection:str='shared', # one matrix for all true classes (both originals), or one 'per_class'
+    temperature:float=1.,    # the projections are divided by this, > 0; near 0 pixels decide, far above their spread chance does
 )->Tensor:               # (N,) int64 given labels
     "Flip each example with its own probability to a class that its pixels select."
     k, x = _n_classes(n_classes), _pixels(x)
@@ -209,11 +211,15 @@ def instance_noise(
     check_range('rate', rate, 0, 1, '[)')
     check_choice('layout', layout, ['hwc', 'chw'])
     check_range('scale', scale, 0, float('inf'), '()')
+    check_choice('projection', projection, ['shared', 'per_class'])
+    check_range('temperature', temperature, 0, float('inf'), '()')
     if rate == 0: return torch.from_numpy(labels.copy())
     rng, flat, n = _random_state(seed), _flat_pixels(x, layout), len(labels)
     q = _flip_probabilities(rng, rate, n)
-    w = torch.from_numpy(rng.normal(0., 1., (flat.shape[1], k)))
-    a = torch.cat([(part.double()/scale) @ w for part in flat.split(4096)]) if n else torch.zeros(0, k, dtype=torch.float64)
+    a = torch.zeros(n, k, dtype=torch.float64)
+    for rows in [np.arange(n)] if projection == 'shared' else [np.flatnonzero(labels == c) for c in range(k)]:
+        w = torch.from_numpy(rng.normal(0., 1., (flat.shape[1], k)))
+        for part in torch.from_numpy(rows).split(4096): a[part] = (flat[part].double()/scale) @ w/temperature
     if not a.isfinite().all(): raise ValueError(f'x must be finite and moderate in size, got a projection that is not for {int((~a.isfinite()).any(1).sum())} of {n} examples')
     a[torch.arange(n), labels] = float('-inf')
     p = q[:, None]*a.softmax(1).numpy()
@@ -560,11 +566,11 @@ def _add_random(ds, rate, seed, root):
     twin = random_twin(ds, seed)
     return twin.given_label, twin.noise, dict(nominal_rate=1.)
 
-def _add_instance(ds, rate, seed, root, layout='hwc', scale=1.):
+def _add_instance(ds, rate, seed, root, layout='hwc', scale=1., projection='shared', temperature=1.):
     "Adapter of `instance_noise`."
     _need_rate('instance', rate)
-    options = {} if (layout, scale) == ('hwc', 1.) else dict(layout=layout, scale=scale)
-    return instance_noise(_look(ds, None, 'instance'), _truth(ds), rate, ds.n_classes, seed, layout, scale), _noise_name('instance', rate, seed, **options)
+    options = ({} if (layout, scale) == ('hwc', 1.) else dict(layout=layout, scale=scale)) | ({} if (projection, temperature) == ('shared', 1.) else dict(projection=projection, temperature=temperature))
+    return instance_noise(_look(ds, None, 'instance'), _truth(ds), rate, ds.n_classes, seed, layout, scale, projection, temperature), _noise_name('instance', rate, seed, **options)
 
 def _add_cbn(ds, rate, seed, root, n_centres=None, radius=None, embedding=None, tsne=False):
     "Adapter of `cluster_noise`; thumbnails are the embedding when there is no better."

@@ -44,7 +44,7 @@ def test_nine_cells(path):
     assert '**Claim.**' in cells[0].source and '**Cost.**' in cells[0].source and cells[0].source.startswith('# ')
     assert cells[8].source.strip().startswith('fig.finish()')
     assert '.claim(' in cells[7].source and '.save(' in cells[6].source
-    assert re.search(r'load_or_\w+\(', cells[4].source)
+    assert re.search(r'load_\w+\(', cells[4].source)
 
 
 @each

@@ -206,6 +206,30 @@ def test_instance_noise_conventions_and_edges():
     assert nz.instance_noise(x[:1], y[:1], .4, 10).shape == (1,)
 
 
+def test_instance_noise_with_a_projection_for_each_class():
+    rng = np.random.RandomState(5)
+    x, y = rng.rand(300, 6).astype(np.float32), rng.randint(0, 3, 300)
+    got = nz.instance_noise(x, y, .5, 3, seed=2, projection='per_class', temperature=.5).numpy()
+    rng = np.random.RandomState(2)
+    q = [v for v in rng.normal(.5, .1, 1_000_000) if 0 < v < 1][:300]
+    w = [rng.normal(0, 1, (6, 3)) for _ in range(3)]
+    u = rng.random_sample(300)
+    for i in range(300):
+        a = x[i].astype(float) @ w[y[i]]/.5
+        p = np.exp(a)*(np.arange(3) != y[i])
+        p = q[i]*p/p.sum()
+        p[y[i]] = 1 - q[i]
+        assert got[i] == (np.cumsum(p)/p.sum() <= u[i]).sum()
+    for bad in (dict(projection='own'), dict(temperature=0)):
+        with pytest.raises(ValueError, match='must be'): nz.instance_noise(x, y, .5, 3, **bad)
+
+
+def test_a_projection_for_each_class_spreads_the_wrong_labels():
+    x, y = torch.rand(3000, 3, 8, 8, generator=torch.Generator().manual_seed(0))*255, torch.arange(3000) % 10
+    largest = {p: nz.instance_noise(x, y, .6, 10, projection=p).bincount(minlength=10).max().item() for p in ('shared', 'per_class')}
+    assert largest['shared'] > 1500 > 1.5*largest['per_class'], largest
+
+
 @pytest.mark.parametrize('x', [np.full((4, 2), np.nan), [[np.inf, 0.]]*4, np.full((4, 2), 1.7e308), [[np.nan, 0], [1, 1], [1, 1], [1, 1]], np.zeros(4), [['a']]*4, None, [[1], [1, 2], [1], [1]]])
 def test_instance_noise_refuses_what_it_cannot_project(x):
     with np.errstate(all='ignore'), pytest.raises(ValueError, match='^x must be'): nz.instance_noise(x, [0, 1, 1, 0], .5, 2)
