@@ -508,11 +508,13 @@ def run_job(
 # %% ../nbs/50b_batch.ipynb #976f21a3
 def _held(path, stop):
     "A lock on a job, waited for until told to stop."
-    lock = FileLock(path)
+    lock, told = FileLock(path), False
     while True:
         try: return lock.acquire(timeout=.5)
         except Timeout:
+            if not told: print(f'      waiting for another runner, which holds {path}', flush=True)
             if stop.is_set(): raise KeyboardInterrupt from None
+            told = True
 
 # %% ../nbs/50b_batch.ipynb #f7ef5f41
 def _is_cached(state, again):

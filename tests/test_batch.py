@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from noisymem import batch as B
 from noisymem import cli
@@ -585,6 +586,13 @@ def test_two_runners_train_a_notebook_once(tmp_path, results):
     said = [r.communicate(timeout=120)[0] for r in runners]
     assert all(r.returncode == 0 for r in runners) and (results/'figures'/'p'/'times.txt').read_text() == 'once\n'
     assert sum('cached' in s for s in said) == 1
+
+
+def test_whoever_waits_for_another_runner_says_so_once_and_hears_an_interrupt(tmp_path, capsys):
+    stop = threading.Event()
+    threading.Timer(1.2, stop.set).start()
+    with FileLock(tmp_path/'.fig_a.lock'), pytest.raises(KeyboardInterrupt): B._held(tmp_path/'.fig_a.lock', stop)
+    assert capsys.readouterr().out == f"      waiting for another runner, which holds {tmp_path/'.fig_a.lock'}\n"
 
 
 def test_the_end_of_a_traceback_is_printed(tmp_path, results, capsys):

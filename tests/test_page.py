@@ -9,7 +9,7 @@ import subprocess
 import pandas as pd
 import pytest
 
-from noisymem.gallery import STYLE, _claim_rows, _html_table
+from noisymem.gallery import STYLE, _claim_rows, _html_table, claims_markdown
 
 BROWSER = next((b for b in ('chromium', 'chromium-browser', 'google-chrome') if shutil.which(b)), None)
 LOOK = '''<script>addEventListener('load', () => {
@@ -72,3 +72,8 @@ def test_the_index_for_the_forge_links_to_what_is_there(root):
     folder = root/'papermill_runs'/'gallery'/'laptop'
     links = re.findall(r'\]\(([^)#]+)\)', (folder/'README.md').read_text(encoding='utf-8'))
     assert len(links) > 20 and not [l for l in links if not (folder/l).exists()]
+
+
+def test_the_claims_in_the_readme_are_those_of_the_committed_run(root):
+    claims = pd.read_csv(root/'papermill_runs'/'gallery'/'laptop'/'claims.csv')
+    assert claims_markdown(claims[claims.paper.notna() | (claims.tells & ~claims.holds)]) in (root/'README.md').read_text(encoding='utf-8'), 'run the cells of nbs/index.ipynb, then tools/make_readme.py'
