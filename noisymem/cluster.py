@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from .batch import _dry_run, _run_one, check_kernel, check_ready, job_state, load_yaml
+from .batch import _code, _dry_run, _run_one, check_kernel, check_ready, job_state, load_yaml
 from .core import check_choice, check_range, config_hash, data_dir, load_json, pick_device, results_dir, save_json
 from .data import _LOADERS, _WEB
 from .ensemble import _is_done, _shard, load_ensemble, parse_seeds
@@ -30,6 +30,7 @@ from .gallery import write_gallery
 from .plan import find_configs
 from .progress import make_bar
 from .runs import RunConfig, ensemble_folder, load_or_run, prepare
+from .sweep import load_or_sweep, locate_runs
 from .train import get_recipe
 
 # %% ../nbs/51_cluster.ipynb #f041f647
@@ -116,6 +117,10 @@ def _train(cfg, device, config):
     load_or_run(cfg, device)
 
 # %% ../nbs/51_cluster.ipynb #2725e6fd
+def _sweep(cfg, device):
+    "Train a run of a sweep."
+    load_or_sweep([cfg], device=device, workers=0)
+
 def _merge(cfg, device):
     "Check that every shard of an ensemble is there and whole."
     data, design = prepare(cfg)
@@ -179,6 +184,10 @@ class Ensemble:
     jobs:list       # names of the figures that need it
 
 # %% ../nbs/51_cluster.ipynb #3156ffda
+def _as_given(job):
+    "A job whose parameters went through YAML, as they do on their way into a notebook."
+    return replace(job, parameters=yaml.safe_load(yaml.safe_dump(job.parameters)))
+
 def find_ensembles(
     jobs:list,      # of Job
     options:dict,   # as `load_options` gives them
@@ -186,7 +195,7 @@ def find_ensembles(
     "Find the ensembles that figures need, each once, and which of their models are missing."
     where, found = {}, {}
     for job in jobs:
-        for cfg in find_configs(replace(job, parameters=yaml.safe_load(yaml.safe_dump(job.parameters)))):
+        for cfg in find_configs(_as_given(job)):
             if cfg.design == 'chosen': continue
             name = config_hash(replace(cfg, n_models=1))
             if name not in where: where[name] = _expected_folder(cfg, _device(options_for(options, cfg.dataset)))
@@ -218,6 +227,24 @@ class Step:
     def failed(self)->bool: return any(self.ended.values())
 
 # %% ../nbs/51_cluster.ipynb #fe8c3eaf
+def _short(own):
+    "Options of a merge, a figure or the gallery."
+    return own | dict(time=own['figure_time'] or own['time'])
+
+def _sweep_steps(jobs, options):
+    "The missing runs of sweeps, each trained once by a task of its own, whichever figures draw it; and the steps that a figure waits for."
+    steps, where, waits = [], {}, {}
+    for job in (j for j in jobs if any('load_or_sweep(' in c for c in _code(j.notebook))):
+        runs = {config_hash(c): c for c in find_configs(_as_given(job), single=True)}
+        own = options_for(options, next(iter(runs.values())).dataset)
+        seen = _device(own) == 'cpu' or torch.cuda.is_available()  # else the precision, and so the key, are known on the node only; what is there ends at once
+        paths = dict(zip(runs, [path for _, _, path in locate_runs(list(runs.values()), device=_device(own))])) if seen else {}
+        new = [k for k in runs if k not in where and not (k in paths and paths[k].exists())]
+        if new: steps.append(Step(f'sweep-{len(steps) + 1}', [(_sweep, (runs[k], _device(own))) for k in new], own, shards=tuple(paths[k] for k in new if k in paths), about=f"{len(new)} run{'s'[:len(new) > 1]} on {runs[new[0]].dataset} {runs[new[0]].noise} on {_device(own)}"))
+        where |= dict.fromkeys(new, f'sweep-{len(steps)}')
+        waits[job.name] = tuple(dict.fromkeys(where[k] for k in runs if k in where))
+    return steps, waits
+
 def plan_steps(
     profile:str,    # name for the results
     jobs:list,      # of Job
@@ -228,22 +255,23 @@ def plan_steps(
     steps, merges, asked = [], {}, {}
     for i, e in enumerate(find_ensembles(jobs, options), 1):
         own = options_for(options, e.cfg.dataset)
-        short, n, device = own | dict(time=own['figure_time'] or own['time']), own['models_per_task'], _device(own)
+        short, n, device = _short(own), own['models_per_task'], _device(own)
         parts = [e.missing[k:k + n] for k in range(0, len(e.missing), n)]
         calls = [(_train, (replace(e.cfg, n_models=_seed_text(p)), device, e.config)) for p in parts]
         about = f'{e.cfg.dataset} {e.cfg.noise} {e.cfg.model} on {device}'
         if calls: steps.append(Step(f'train-{i}', calls, own, shards=tuple(_shard(e.folder, s) for s in e.missing), about=f'{len(e.missing)} models of {about}'))
         steps.append(Step(f'merge-{i}', [(_merge, (e.cfg, device))], short, (f'train-{i}',) if calls else (), about=f'{len(parse_seeds(e.cfg.n_models))} models of {about}'))
         for name in e.jobs: asked[name] = short; merges[name] = (*merges.get(name, ()), f'merge-{i}')
-    own = options_for(options)
-    short = own | dict(time=own['figure_time'] or own['time'])
-    figures = []
+    sweeps, waits = _sweep_steps(jobs, options)
+    figures, short = [], _short(options_for(options))
     for j in jobs:
-        runs = find_configs(j, single=True)  # which the notebook trains itself, one after the other
-        room = options_for(options, runs[0].dataset) if runs else asked.get(j.name, short)
-        figures.append(Step(f'figure-{j.name}', [(_figure, (profile, j, _again(force)))], room, merges.get(j.name, ()), about=f"trains {len(runs)} network{'s'[:len(runs) > 1]} on {runs[0].dataset} itself" if runs else ''))
+        runs = find_configs(_as_given(j), single=True)
+        own, itself = options_for(options, runs[0].dataset) if runs else None, runs and j.name not in waits  # a notebook trains other single runs one after the other
+        room = own if itself else _short(own) if runs else asked.get(j.name, short)
+        about = f"trains {len(runs)} network{'s'[:len(runs) > 1]} on {runs[0].dataset} itself" if itself else ''
+        figures.append(Step(f'figure-{j.name}', [(_figure, (profile, j, _again(force)))], room, (*merges.get(j.name, ()), *waits.get(j.name, ())), about=about))
     if figures: figures.append(Step('gallery', [(_gallery, (profile,))], short, tuple(f.name for f in figures), even_if_failed=True))
-    return steps + figures
+    return steps + sweeps + figures
 
 # %% ../nbs/51_cluster.ipynb #ff9c6aa5
 def _describe(step):

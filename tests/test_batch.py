@@ -30,8 +30,9 @@ def results(tmp_path, monkeypatch):
     return tmp_path/'re sults'
 
 
-def notebook(folder, name, code, parameters='n: int = 3  # models', tags=('parameters',), kernel='python3'):
+def notebook(folder, name, code, parameters='n: int = 3  # models', tags=('parameters',), kernel='python3', more=None):
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f'# Title of {name}\n\n> lead'), nbformat.v4.new_code_cell(parameters, metadata=dict(tags=list(tags))), nbformat.v4.new_code_cell(code)])
+    if more: nb.cells.append(nbformat.v4.new_code_cell(more))
     if kernel: nb.metadata['kernelspec'] = dict(name=kernel, display_name=kernel, language='python')
     folder.mkdir(exist_ok=True, parents=True)
     nbformat.write(nb, folder/f'{name}.ipynb')

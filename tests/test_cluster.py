@@ -176,10 +176,29 @@ def test_a_figure_that_is_done_when_its_turn_comes_is_not_run_again(results, mon
 
 
 def test_a_figure_that_trains_itself_gets_the_time_of_a_training_task(results, tmp_path):
-    job = next(j for j in load_profile('demo') if j.name == 'fig_susceptibility')
-    plan = lambda **o: {s.name: s for s in C.plan_steps('p', [job], C.load_options(overrides=dict(time=50, figure_time=2) | o))}
-    step = plan()['figure-fig_susceptibility']
-    assert step.options['time'] == 50 and step.about == 'trains 2 networks on digits itself' and plan()['gallery'].options['time'] == 2
+    job = next(j for j in load_profile('demo') if j.name == 'fig_relabel')
+    plan = {s.name: s for s in C.plan_steps('p', [job], C.load_options(overrides=dict(time=50, figure_time=2)))}
+    assert plan['figure-fig_relabel'].options['time'] == 50 and plan['figure-fig_relabel'].about == 'trains 2 networks on digits itself' and plan['gallery'].options['time'] == 2
+
+
+def sweep(folder, name, rates):
+    "A notebook that draws a sweep."
+    code = f"""from noisymem.sweep import list_runs, load_or_sweep
+single_runs = list_runs([dict(model='mlp', width=.1)], rates={rates}, epochs=2, dataset='digits', noise='symmetric-0.3', n_examples=60)"""
+    return make_job(notebook(folder, name, code, more='runs = load_or_sweep(single_runs)[0]'), {})
+
+
+def test_a_run_of_a_sweep_is_trained_once_whoever_draws_it(results, tmp_path, capfd):
+    jobs = [sweep(tmp_path, 'fig_a', [.1, .01]), sweep(tmp_path, 'fig_b', [.01, .001]), sweep(tmp_path, 'fig_c', [.1])]
+    plan = lambda: {s.name: (len(s.calls), s.after) for s in C.plan_steps('p', jobs, C.load_options(overrides=dict(time=9, figure_time=2)))}
+    assert plan() == {'sweep-1': (2, ()), 'sweep-2': (1, ()), 'figure-fig_a': (1, ('sweep-1',)), 'figure-fig_b': (1, ('sweep-1', 'sweep-2')), 'figure-fig_c': (1, ('sweep-1',)), 'gallery': (1, ('figure-fig_a', 'figure-fig_b', 'figure-fig_c'))}
+    steps = C.plan_steps('p', jobs[:1], C.load_options(overrides=dict(time=9, figure_time=2)))
+    assert [s.options['time'] for s in steps] == [9, 2, 2] and steps[0].about == '2 runs on digits symmetric-0.3 on cpu'
+    C._sweep(*steps[0].calls[0][1])
+    assert '1 runs, 1 of them new' in capfd.readouterr().out and steps[0].shards[0].exists()
+    assert {n: p for n, p in plan().items() if n.startswith('sweep')} == {'sweep-1': (1, ()), 'sweep-2': (1, ())}
+    assert C.run_on_cluster('p', jobs[1:2], 'local', overrides=QUICK) == 0
+    assert 'sweep-1: done' in capfd.readouterr().out and '2 runs, 0 of them new' in (results/'figures'/'p'/'fig_b'/'fig_b.ipynb').read_text()
 
 
 def test_which_figures_belong_to_a_profile_is_known_on_a_cluster_too(results, tmp_path, monkeypatch, capsys):
