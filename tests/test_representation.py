@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from noisymem.methods import representation as R
-from noisymem.methods.representation import distance_agreement, effective_rank, linear_cka, pair_distances, rep_reg, rep_reg_angle
+from noisymem.methods.representation import distance_agreement, effective_rank, expected_error, linear_cka, pair_distances, rep_reg, rep_reg_angle, spread_ratio
 
 
 @pytest.fixture(scope='module')
@@ -156,6 +156,21 @@ def test_alignment_of_spaces():
     assert linear_cka(x, y) == pytest.approx(((a*b).sum()/(a.norm()*b.norm())).item(), rel=1e-4)
     assert 4 < effective_rank(y) <= 5 and effective_rank(y[:, :1].repeat(1, 7)) == pytest.approx(1, abs=1e-4)
     assert all(math.isnan(v) for v in (effective_rank(torch.ones(4, 3)), linear_cka(torch.ones(4, 3), y[:4]), distance_agreement(torch.ones(4, 3), y[:4])))
+
+
+def test_spread_against_a_loop():
+    g = torch.Generator().manual_seed(2)
+    y = torch.tensor([0]*9 + [1]*5 + [2]*7 + [3])
+    x = torch.randn(22, 4, generator=g) + y[:, None]
+    got = spread_ratio(x, y, 5)
+    for i in range(5):
+        for j in range(5):
+            a, b = x[y == i].double(), x[y == j].double()
+            if i == j or min(len(a), len(b)) < 2: assert got[i, j].isnan()
+            else:
+                pooled = ((a - a.mean(0)).square().sum() + (b - b.mean(0)).square().sum())/(len(a) + len(b) - 2)
+                assert got[i, j].item() == pytest.approx((8*pooled/(a.mean(0) - b.mean(0)).square().sum()).item())
+    assert expected_error(.3, torch.tensor([0., 2.])).tolist() == pytest.approx([0, .075])
 
 
 @pytest.mark.gpu
