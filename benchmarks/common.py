@@ -47,7 +47,7 @@ def write(name, rows):
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     table = pd.DataFrame(rows)
     table.to_csv(RESULTS/f'{name}-{device}.csv', index=False, float_format='%.4g')
-    about = provenance() | dict(threads=torch.get_num_threads(), command=f'python benchmarks/run.py {name}', load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None)
+    about = provenance() | dict(threads=torch.get_num_threads(), command=f'python benchmarks/run.py {name.partition("-")[0]}', load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None)
     (RESULTS/f'{name}-{device}.json').write_text(json.dumps(about, indent=1) + '\n')
     print(table.to_string(index=False, float_format=lambda v: f'{v:.4g}'), flush=True)
     return table
