@@ -179,7 +179,7 @@ class Heads(nn.Module):
     @torch.no_grad()
     def predict(self, x, batch_size=4096):
         "(N, D) features -> (S, N) classes."
-        parts = [self(part.to(self.weight[0])).argmax(1) for part in x.split(batch_size)]
+        parts = [self(part.to(self.weight[0])).max(1).indices for part in x.split(batch_size)]
         return torch.cat(parts, 1) if parts else torch.zeros(len(self.weight[0]), 0, dtype=torch.int64, device=x.device)
 
 # %% ../../nbs/34a_methods.linear_probe.ipynb #f05fba21
