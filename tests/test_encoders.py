@@ -1,7 +1,13 @@
 "Kept encoders, banks, heads: made once, again where anything changed, shared by all noises."
+import os
+import subprocess
+import sys
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 
 from noisymem import encoders
 from noisymem.core import results_dir
@@ -93,3 +99,17 @@ def test_an_embedding_in_the_data_folder(tmp_path, monkeypatch):
     got = load_embedded('x.npz', dataset='digits')
     assert got.n + len(got.y_test) == 1437 and got.x.shape[1] == 3 and abs(len(got.y_test) - 287) < 10
     assert torch.equal(got.given_label, load_dataset('digits').true_label[got.index])
+
+
+def test_a_users_embedding_from_one_papermill_call(root, tmp_path):
+    "A file of features and one of labels: the whole comparison of heads."
+    data = load_dataset('digits')
+    np.save(tmp_path/'features.npy', data.x[:700].flatten(1).numpy().astype(np.float32))
+    np.save(tmp_path/'labels.npy', data.true_label[:700].numpy())
+    values = dict(embedding=str(tmp_path/'features.npy'), labels=str(tmp_path/'labels.npy'), noises=['clean', 'symmetric-0.4', 'symmetric-0.6'], head=dict(hidden=256, losses=['ce', 'mae'], seeds=2, epochs=20, batch_size=32, lr=.01))
+    (tmp_path/'values.yaml').write_text(yaml.safe_dump(values))
+    command = [sys.executable, '-m', 'papermill', str(root/'nbs'/'figs'/'tab_fixed_encoder.ipynb'), str(tmp_path/'out.ipynb'), '-f', str(tmp_path/'values.yaml'), '-k', 'python3', '--no-progress-bar']
+    done = subprocess.run(command, env={k: v for k, v in os.environ.items() if k != 'NOISYMEM_FIGURE'} | dict(NOISYMEM_RESULTS=str(tmp_path/'results')), cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = pd.read_csv(tmp_path/'results'/'figures'/'tab_fixed_encoder'/'tab_fixed_encoder.csv')
+    assert set(table.features) == {'embedding'} and len(table) == 2*2*3 and pd.read_csv(tmp_path/'results'/'figures'/'tab_fixed_encoder'/'claims.csv').holds.all()
