@@ -45,6 +45,7 @@ def list_stages(
 WITH_STATE = ('forward', 'elr', 'peer')
 REGULARISERS = {'distance': rep_reg, 'angle': rep_reg_angle}
 
+# %% ../../nbs/37_methods.robust.ipynb #aa74b77a
 class RobustObjective:
     "Objective and observer: a loss on given labels, a contrastive term and the regulariser, each from its epoch on."
     layers = ()
