@@ -4,7 +4,8 @@ import torch
 from torchvision.transforms.v2 import functional as V
 
 from noisymem.core import make_generator
-from noisymem.jitter import jitter, turn_hue
+from noisymem.jitter import jitter
+from noisymem.views import turn_hue
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -22,4 +23,4 @@ def test_amounts_are_of_each_image_and_in_range():
     x = torch.full((400, 3, 2, 2), .5)
     out = jitter(x, (.4, 0, 0, 0), 0)[:, 0, 0, 0]
     assert out.unique().numel() > 300 and out.min() >= .3 - 1e-6 and out.max() <= .7 + 1e-6 and abs(out.mean() - .5) < .02
-    assert torch.equal(turn_hue(x, torch.rand(400, 1, 1)), x), 'grey has no hue'
+    assert torch.equal(turn_hue(x, torch.rand(400)), x), 'grey has no hue'
