@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUPERCLASSES', 'MISTAKEN', 'POOLS', 'OVERLAP', 'LOOKS_LIKE', 'OUT', 'OpenSet', 'split_name', 'take_classes',
-           'load_classes', 'Corruption', 'random_in', 'mistaken_for', 'real_in', 'real_in_confusion', 'Split',
-           'split_classes', 'Foreign', 'random_out', 'real_out', 'photo_tiles', 'load_pool', 'foreign_counts',
-           'replace_images', 'replace_images_original']
+           'load_classes', 'Corruption', 'random_in', 'mistaken_for', 'real_in', 'real_in_confusion', 'svhn_symmetric',
+           'swap_images', 'Split', 'split_classes', 'Foreign', 'random_out', 'real_out', 'photo_tiles', 'load_pool',
+           'foreign_counts', 'replace_images', 'replace_images_original']
 
 # %% ../nbs/01c_corruptions.ipynb #f3edb4ac
 from dataclasses import fields, replace
@@ -206,6 +206,45 @@ def real_in_confusion(
     given = y.copy()
     given[order[:m]] = column + (column >= y[order[:m]])
     return _corruption(given, order[:m], order[m:])
+
+# %% ../nbs/01c_corruptions.ipynb #2a906eb4
+def svhn_symmetric(
+    labels,         # (N,) int64 in [0, K): labels taken as true
+    rate:float,     # share of flagged examples, in [0, 1]; rounded down for each class
+    n_classes:int,  # K >= 2
+    seed:int=0,     # 42 in the original
+)->Corruption:      # `noisy` are the flagged, some of them with their true label
+    "Give the same number of examples of each class a label drawn from all classes."
+    y, rng, order, m = _start(labels, rate, n_classes, seed)
+    rng, given, flagged = _random_state(seed), y.copy(), []
+    for c in range(n_classes):
+        members = np.flatnonzero(y[order] == c)
+        rng.shuffle(members)
+        flagged.append(order[members[:m//n_classes]])
+        given[flagged[-1]] = rng.randint(n_classes, size=len(flagged[-1]))
+    flagged = np.concatenate(flagged)
+    return _corruption(given, flagged, order[~np.isin(order, flagged)])
+
+# %% ../nbs/01c_corruptions.ipynb #bcf01283
+def swap_images(
+    ds:Dataset,    # with true labels; wrong labels in it are dropped
+    rate:float,    # share of each class, in [0, 1]; rounded to the nearest
+    counts,        # (K, K) how often a classifier says each class (column) of each true class (row); the diagonal does not count
+    seed:int=0,
+)->Dataset:        # given labels are the true ones of `ds`, true labels those of the new images
+    "Give examples images of classes that are mistaken for their label."
+    check_range('rate', rate, 0, 1)
+    if ds.true_label is None: raise ValueError('ds must have true labels, got none')
+    y, k, rng = ds.true_label.cpu().numpy(), ds.n_classes, _random_state(seed)
+    table = (_counts('counts', counts, (k, k)) + 1e-5)*(1 - np.eye(k))
+    flagged = [(lambda m: rng.permutation(m)[:round(rate*len(m))])(np.flatnonzero(y == c)) for c in range(k)]
+    source, there = np.arange(len(y)), np.array([len(f) > 0 for f in flagged])
+    for c, positions in enumerate(flagged):
+        p = table[:, c]*there
+        if len(positions) and not p.sum(): raise ValueError(f'rate must flag examples of at least two classes, got {rate} and none but of class {c}')
+        drawn = rng.choice(k, len(positions), p=p/p.sum()) if len(positions) else np.zeros(0, int)
+        source[positions] = [flagged[d][rng.randint(len(flagged[d]))] for d in drawn]
+    return replace(ds, x=ds.x[torch.from_numpy(source)], given_label=ds.true_label.clone(), true_label=ds.true_label[torch.from_numpy(source)], noise=f'real_in_swap-{rate}-s{seed}')
 
 # %% ../nbs/01c_corruptions.ipynb #51cc938e
 class Split(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from noisymem import corruptions as co
-from noisymem.corruptions import (MISTAKEN, OpenSet, SUPERCLASSES, foreign_counts, load_classes, load_pool, mistaken_for, photo_tiles, random_in, random_out, real_in, real_in_confusion,
+from noisymem.corruptions import (MISTAKEN, OpenSet, SUPERCLASSES, foreign_counts, load_classes, load_pool, mistaken_for, photo_tiles, random_in, random_out, real_in, real_in_confusion, svhn_symmetric, swap_images,
                                   real_out, replace_images, replace_images_original, split_classes, take_classes)
 from noisymem.data import from_arrays, load_dataset, sample, take, with_labels
 
@@ -347,3 +347,46 @@ def test_every_figure_can_use_them(monkeypatch, tmp_path):
     monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
     data, rec = load_or_run(RunConfig(dataset='digits[1,5,7]', noise='random_out-0.3', n_examples=120, model='linear', recipe={'name': 'digits', 'epochs': 2}, design='uniform', n_models=2), 'cpu', workers=0)
     assert isinstance(data, OpenSet) and len(rec) == 2 and set(data.true_label.tolist()) == {-1, 0, 1, 2} and (rec['true_label'] == data.true_label.numpy()).all()
+
+
+@pytest.mark.parametrize('seed', [0, 42])
+@pytest.mark.parametrize('n, k, rate', [(500, 10, .3), (37, 3, .5), (40, 4, 1.), (20, 5, 0.), (12, 2, .05)])
+def test_svhn_symmetric_is_the_slow_stream(seed, n, k, rate):
+    "Shuffle all, seed again, then class by class: shuffle its places, draw a label for each of the first."
+    y = np.random.default_rng(n).integers(0, k, n)
+    rng = np.random.RandomState(seed)
+    order = list(range(n))
+    rng.shuffle(order)
+    rng, given, flagged = np.random.RandomState(seed), y.copy(), []
+    for c in range(k):
+        places = np.array([p for p in range(n) if y[order[p]] == c], np.int64)
+        rng.shuffle(places)
+        for p in places[:int(n*rate)//k]:
+            given[order[p]] = rng.randint(k)
+            flagged.append(order[p])
+    found = svhn_symmetric(y, rate, k, seed)
+    assert found.given.tolist() == given.tolist() and found.noisy.tolist() == flagged
+    assert sorted(flagged + found.clean.tolist()) == list(range(n))
+
+
+def test_swapped_images_come_from_flagged_examples_of_classes_mistaken_for_the_label():
+    y = np.arange(900) % 3
+    ds = from_arrays(np.arange(900, dtype=np.float32)[:, None], y, y, name='numbers')
+    counts = np.array([[50, 9, 0], [0, 50, 0], [0, 1, 50]])  # only class 0, and now and then 2, are taken for 1; nothing is taken for 0 or 2
+    out = swap_images(ds, .4, counts, seed=1)
+    source = out.x[:, 0].long()
+    changed = source != torch.arange(900)
+    assert torch.equal(out.given_label, ds.given_label) and torch.equal(out.true_label, ds.true_label[source]) and torch.equal(out.is_noisy, changed)
+    assert [int(changed[y == c].sum()) for c in range(3)] == [120]*3 and set(source[changed].tolist()) <= set(changed.nonzero().flatten().tolist())
+    from_zero = (out.true_label[changed & (out.given_label == 1)] == 0).float().mean()
+    assert abs(from_zero - .9) < .1
+    assert torch.equal(swap_images(ds, .4, counts, seed=1).x, out.x) and not torch.equal(swap_images(ds, .4, counts, seed=2).x, out.x)
+    assert torch.equal(swap_images(ds, 0, counts).x, ds.x) and swap_images(ds, 1, counts).noise_rate == 1
+
+
+def test_swapping_needs_two_classes_and_the_truth():
+    one = from_arrays(np.zeros((4, 1), np.float32), [0]*4, [0]*4, class_names=('a', 'b'))
+    with pytest.raises(ValueError, match='at least two classes'): swap_images(one, .5, np.ones((2, 2)))
+    with pytest.raises(ValueError, match='true labels'): swap_images(from_arrays(np.zeros((4, 1), np.float32), [0, 1, 0, 1]), .5, np.ones((2, 2)))
+    with pytest.raises(ValueError, match='rate must be'): swap_images(one, 1.5, np.ones((2, 2)))
+    with pytest.raises(ValueError, match='counts must'): swap_images(one, .5, -np.ones((2, 2)))
