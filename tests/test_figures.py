@@ -17,7 +17,7 @@ from noisymem.figures import Figure
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = sorted((ROOT/'nbs'/'figs').glob('*.ipynb'))
 SMALL = yaml.safe_load((ROOT/'tests'/'small.yaml').read_text())
-ALLOWED = {'noisymem', 'pandas', 'numpy', 'matplotlib', 'torch', 'dataclasses'}
+ALLOWED = {'noisymem', 'pandas', 'numpy', 'matplotlib', 'torch', 'dataclasses', 'itertools'}
 HELD_OUT = {'fig_memorization_histogram', 'fig_inclusion_exclusion', 'fig_wrong_but_learned', 'fig_embedding_rings', 'fig_cluster_row', 'fig_influence',
             'fig_how_many_models', 'fig_published_validation', 'fig_human_synthetic', 'tab_detection'}
 each = pytest.mark.parametrize('path', FIGURES, ids=lambda p: p.stem)

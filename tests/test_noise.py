@@ -227,7 +227,7 @@ def test_instance_noise_with_a_projection_for_each_class():
 def test_a_projection_for_each_class_spreads_the_wrong_labels():
     x, y = torch.rand(3000, 3, 8, 8, generator=torch.Generator().manual_seed(0))*255, torch.arange(3000) % 10
     largest = {p: nz.instance_noise(x, y, .6, 10, projection=p).bincount(minlength=10).max().item() for p in ('shared', 'per_class')}
-    assert largest['shared'] > 1500 > 1.5*largest['per_class'], largest
+    assert largest['shared'] > 2*largest['per_class'], largest
 
 
 @pytest.mark.parametrize('x', [np.full((4, 2), np.nan), [[np.inf, 0.]]*4, np.full((4, 2), 1.7e308), [[np.nan, 0], [1, 1], [1, 1], [1, 1]], np.zeros(4), [['a']]*4, None, [[1], [1, 2], [1], [1]]])
