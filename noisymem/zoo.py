@@ -13,15 +13,20 @@ __all__ = ['VGG', 'GOOGLENET', 'MOBILENET', 'MOBILENETV2', 'EFFICIENTNET', 'SHUF
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .core import check_choice
 from .models import _backbone, _global_pool, scaled
 
 # %% ../nbs/03a_zoo.ipynb #97f1e7ce
+class _Conv(nn.Conv2d):
+    "A convolution that takes no strides over an image of one pixel, where PyTorch 2.15 leaves gradients of taps that see nothing unset (CPU, bfloat16, groups)."
+    def forward(self, x): return F.conv2d(x, self.weight, self.bias, 1 if x.shape[-2:] == (1, 1) else self.stride, self.padding, self.dilation, self.groups)
+
 def _unit(c_in, c, kernel=1, stride=1, groups=1, act=nn.ReLU, bias=False):
     "Chain a convolution that keeps the image size at stride 1, its norm and its activation, which is never in place."
-    mods = OrderedDict(conv=nn.Conv2d(c_in, c, kernel, stride, padding=kernel//2, groups=groups, bias=bias), bn=nn.BatchNorm2d(c))
+    mods = OrderedDict(conv=_Conv(c_in, c, kernel, stride, padding=kernel//2, groups=groups, bias=bias), bn=nn.BatchNorm2d(c))
     if act: mods['act'] = act()
     return nn.Sequential(mods)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from noisymem import zoo
 from noisymem.codehash import code_hash
 from noisymem.models import MODELS, Classifier, capture, count_macs, count_parameters, layer_names, make_model
 
@@ -290,3 +291,18 @@ def test_thirteen_layers():
     x = torch.randn(2, 3, 6, 6)
     plain = nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
     torch.testing.assert_close((conv(x) - conv.bias[:, None, None])[:, 0], 3*(plain - conv.bias[:, None, None])[:, 0])
+
+
+def test_no_gradient_is_left_unset():
+    "A depthwise 5x5 convolution with strides over one pixel: what its outer taps get must be zero, whatever the memory held."
+    torch.manual_seed(0)
+    conv = zoo._unit(36, 36, 5, 2, 36).conv.to(memory_format=torch.channels_last)
+    for _ in range(40):
+        conv.weight.grad = None
+        junk = [torch.full((36*25*m,), 3e30, dtype=t) for m in (1, 2, 3, 4, 8, 16) for t in (torch.float32, torch.bfloat16) for _ in range(6)]
+        del junk
+        with torch.autocast('cpu', torch.bfloat16): out = conv(torch.randn(30, 36, 1, 1).to(memory_format=torch.channels_last))
+        out.float().square().sum().backward()
+        outer = conv.weight.grad.clone()
+        outer[:, :, 2, 2] = 0
+        assert out.shape[2:] == (1, 1) and not outer.any()
