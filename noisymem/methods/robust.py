@@ -45,6 +45,24 @@ def list_stages(
 WITH_STATE = ('forward', 'elr', 'peer')
 REGULARISERS = {'distance': rep_reg, 'angle': rep_reg_angle}
 
+# %% ../../nbs/37_methods.robust.ipynb #ab631218
+def _draw_peers(objective, state, epoch):
+    "Inputs in one random order, labels in another, and the views of the inputs."
+    n, g = state.data.n, make_generator(state.seed, 'peer', epoch)
+    objective.peers = torch.stack([torch.randperm(n, generator=g), torch.randperm(n, generator=g)]).to(state.data.x.device)
+    objective.peer_draws = draw_augmentation(dict(state.recipe.augment), n, g, state.data.x.shape[1:], epoch, state.data.index[objective.peers[0]]).to(state.data.x.device)
+
+def _base(objective, model, logits, batch):
+    "The loss on given labels."
+    if objective.active in LOSSES: return LOSSES[objective.active](logits, batch.given_label, reduction='mean', **(objective.options if objective.active == objective.loss else {}))
+    if objective.active == 'forward': return forward_corrected(logits, batch.given_label, **objective.options)
+    if objective.active == 'elr': return objective.memory(logits, batch.given_label, batch.position)
+    at = torch.arange(objective.seen, objective.seen + len(logits), device=logits.device) % objective.data.n
+    inputs, labels = objective.peers[:, at]
+    x = normalize(apply_augmentation(objective.data.x[inputs], objective.peer_draws[at]), objective.data.mean, objective.data.std)
+    return peer_loss(logits, batch.given_label, model(x).float(), objective.data.given_label[labels], **objective.options)
+
+
 # %% ../../nbs/37_methods.robust.ipynb #aa74b77a
 class RobustObjective:
     "Objective and observer: a loss on given labels, a contrastive term and the regulariser, each from its epoch on."
@@ -84,28 +102,12 @@ class RobustObjective:
         if self.views is not None: self.views.before_epoch(state)
         if state.recipe.optimizer == 'sgd' and state.recipe.momentum: # the fused optimizer takes no parameter that joins later
             for p in state.model.parameters(): state.optimizer.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
-        if self.active == 'peer': self._draw_peers(state, epoch)
-
-    def _draw_peers(self, state, epoch):
-        "Inputs in one random order, labels in another, and the views of the inputs."
-        n, g = state.data.n, make_generator(state.seed, 'peer', epoch)
-        self.peers = torch.stack([torch.randperm(n, generator=g), torch.randperm(n, generator=g)]).to(state.data.x.device)
-        self.peer_draws = draw_augmentation(dict(state.recipe.augment), n, g, state.data.x.shape[1:], epoch, state.data.index[self.peers[0]]).to(state.data.x.device)
-
-    def _base(self, model, logits, batch):
-        "The loss on given labels."
-        if self.active in LOSSES: return LOSSES[self.active](logits, batch.given_label, reduction='mean', **(self.options if self.active == self.loss else {}))
-        if self.active == 'forward': return forward_corrected(logits, batch.given_label, **self.options)
-        if self.active == 'elr': return self.memory(logits, batch.given_label, batch.position)
-        at = torch.arange(self.seen, self.seen + len(logits), device=logits.device) % self.data.n
-        inputs, labels = self.peers[:, at]
-        x = normalize(apply_augmentation(self.data.x[inputs], self.peer_draws[at]), self.data.mean, self.data.std)
-        return peer_loss(logits, batch.given_label, model(x).float(), self.data.given_label[labels], **self.options)
+        if self.active == 'peer': _draw_peers(self, state, epoch)
 
     def __call__(self, model, batch):
         if self.regularised: logits, projection = (t.float() for t in model(batch.x, heads=('head', 'projection')).values())
         else: logits = model(batch.x).float()
-        terms = [self._base(model, logits, batch)]
+        terms = [_base(self, model, logits, batch)]
         if self.regularised: terms += [self.views(model, batch), REGULARISERS[self.regulariser](logits, projection, **self.reg)]
         elif self.views is not None and self.compat and model.training:
             with torch.no_grad(): self.views(model, batch)

@@ -231,6 +231,19 @@ def _foretold(optimizer, step, lr):
     _take(optimizer, 'same', lr)
     return sum(dot(g, old - p) for p, g, old in before)
 
+# %% ../../nbs/20_signals.susceptibility.ipynb #bcbcb2ed
+def _look(watch, model, optimizer, x, n_classes, epoch, view):
+    "Probe with an epoch's batches out of `x`; `view` turns stored inputs into the model's."
+    size = min(watch.batch_size, len(x)//watch.n_batches)
+    if size < 2: raise ValueError(f'inputs must hold at least 2 for each of {watch.n_batches} batches, got {len(x)}')
+    which, rate = 0 if watch.fixed else epoch, optimizer.param_groups[0]['lr'] if watch.options['lr'] is None else watch.options['lr']
+    order = torch.randperm(len(x), generator=make_generator(watch.seed, 'probe batches', which))[:watch.n_batches*size]
+    labels, row = torch.randint(n_classes, (len(x),), generator=make_generator(watch.seed, 'random labels')), []
+    for i, part in enumerate(order.split(size)):
+        row.append((*probe(model, optimizer, view(x[part.to(x.device)], part, which, i), labels[part], seed=derive_seed(watch.seed, 'dropout', which, i) % 2**31, **watch.options), float(rate)))
+    watch.rows.append(np.array(row))
+
+
 # %% ../../nbs/20_signals.susceptibility.ipynb #a23f0396
 class Susceptibility:
     "Watch that probes a run before every epoch: an observer of `train`, or called once an epoch in a loop of one's own."
@@ -254,17 +267,6 @@ class Susceptibility:
         self.inputs, self.n_batches, self.batch_size, self.fixed, self.augment, self.seed, self.options, self.rows = inputs, n_batches, batch_size, fixed, augment, seed, dict(step=step, mode=mode, lr=lr, forward=forward), []
         self.n_classes = None
 
-    def _look(self, model, optimizer, x, n_classes, epoch, view):
-        "Probe with this epoch's batches out of `x`; `view` turns stored inputs into the model's."
-        size = min(self.batch_size, len(x)//self.n_batches)
-        if size < 2: raise ValueError(f'inputs must hold at least 2 for each of {self.n_batches} batches, got {len(x)}')
-        which, rate = 0 if self.fixed else epoch, optimizer.param_groups[0]['lr'] if self.options['lr'] is None else self.options['lr']
-        order = torch.randperm(len(x), generator=make_generator(self.seed, 'probe batches', which))[:self.n_batches*size]
-        labels, row = torch.randint(n_classes, (len(x),), generator=make_generator(self.seed, 'random labels')), []
-        for i, part in enumerate(order.split(size)):
-            row.append((*probe(model, optimizer, view(x[part.to(x.device)], part, which, i), labels[part], seed=derive_seed(self.seed, 'dropout', which, i) % 2**31, **self.options), float(rate)))
-        self.rows.append(np.array(row))
-
     def before_epoch(self, state):
         "Probe; nothing of the run changes."
         data, spec = state.data, dict(state.recipe.augment) if self.augment else {}
@@ -274,7 +276,7 @@ class Susceptibility:
         def view(inputs, part, which, i):
             inputs, drawn = inputs.to(data.x.device), draw_augmentation(spec, len(part), make_generator(self.seed, 'probe views', which, i), tuple(x.shape[1:]), epoch=which + 1, index=part)
             return normalize(apply_augmentation(inputs, drawn.to(data.x.device)), data.mean, data.std)
-        self._look(state.model, state.optimizer, x, data.n_classes, state.epoch, view)
+        _look(self, state.model, state.optimizer, x, data.n_classes, state.epoch, view)
 
     def __call__(
         self,
@@ -285,7 +287,7 @@ class Susceptibility:
         "Probe before an epoch of a loop of one's own."
         if self.n_classes is None:
             with torch.no_grad(), borrowed(model): self.n_classes = _logits(model.eval(), x[:2], self.options['forward']).shape[1]
-        self._look(model, optimizer, x, self.n_classes, len(self.rows), lambda inputs, *_: inputs)
+        _look(self, model, optimizer, x, self.n_classes, len(self.rows), lambda inputs, *_: inputs)
         return float((self.rows[-1][:, 0] - self.rows[-1][:, 1]).mean())
 
     def save(self): return {'rows': torch.tensor(np.array(self.rows))} if self.rows else {}
