@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from noisymem import stopping as S
+from noisymem import regions as S
 
 
 def test_oracle_regions(oracle):
