@@ -224,12 +224,12 @@ def is_stacked(
     "Say whether the models of an ensemble train as one stack."
     return can_stack(model, recipe) and eval_view == 'plain'
 
-# %% ../nbs/08_ensemble.ipynb #ebdf193b
+# %% ../nbs/08_ensemble.ipynb #4d359332
 @cache
-def _training_code(model):
-    "Hash of what builds, trains and judges a network."
+def _training_code(model, stacked=False):
+    "Hash of what builds, trains and judges a network, one by one or in a stack."
     build, settings = MODELS[model]
-    return config_hash([code_hash(train_members, build), settings], n=16)
+    return config_hash([code_hash(_train_together if stacked else _train_apart, build), settings], n=16)
 
 # %% ../nbs/08_ensemble.ipynb #e1f6dc27
 def ensemble_config(
@@ -238,8 +238,8 @@ def ensemble_config(
     "Collect what decides the content of a shard."
     return dict(
         dataset=data.name, noise=data.noise, data=data.fingerprint, mean=data.mean, std=data.std, design=design.kind, subset_ratio=design.subset_ratio, pool=array_hash(design.pool),
-        model=model, width=width, recipe=asdict(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, library=__version__, code=_training_code(model), format=5,
-        **({'draw': design.draw} if design.draw != 'independent' else {}), **({'stacked': True} if is_stacked(model, recipe, eval_view) else {}))
+        model=model, width=width, recipe=asdict(get_recipe(recipe)) | {'precision': precision}, eval_view=eval_view, library=__version__, code=_training_code(model, stacked := is_stacked(model, recipe, eval_view)), format=5,
+        **({'draw': design.draw} if design.draw != 'independent' else {}), **({'stacked': True} if stacked else {}))
 
 # %% ../nbs/08_ensemble.ipynb #b3ab1d8d
 def _augmented_view(data, recipe, seed):
@@ -256,6 +256,25 @@ def _train_single(data, design, model, width, recipe, seed, device, precision, e
     ask = lambda x: predict(state.model, x, data.mean, data.std, precision=precision).logits if len(x) else torch.zeros(0, data.n_classes)
     return ask(view), ask(data.x_test), state.train_loss
 
+# %% ../nbs/08_ensemble.ipynb #4ac766eb
+def _row(data, design, seed, logits, test_logits, loss, seconds):
+    return score_logits(logits, test_logits, data, design, seed) | dict(train_loss=np.float32([loss]), seconds=np.float32([seconds]))
+
+# %% ../nbs/08_ensemble.ipynb #8efcaad8
+def _train_apart(data, design, model, width, recipe, seeds, device, precision, eval_view):
+    "Train models one after the other."
+    for seed in seeds:
+        start = time.perf_counter()
+        answer = _train_single(data, design, model, width, recipe, seed, device, precision, eval_view)
+        yield _row(data, design, seed, *answer, time.perf_counter() - start)
+
+# %% ../nbs/08_ensemble.ipynb #e55483ea
+def _train_together(data, design, model, width, recipe, seeds, device):
+    "Train models as one stack."
+    nets = [make_model(model, data.n_classes, tuple(data.x.shape[1:]), width=width, seed=s) for s in seeds]
+    positions = torch.stack([subset_mask(design, s).nonzero()[:, 0] for s in seeds])
+    for r in train_stacked(nets, data, recipe, seeds, positions, device): yield _row(data, design, r.seed, r.logits, r.test_logits, r.train_loss, r.seconds)
+
 # %% ../nbs/08_ensemble.ipynb #30299e39
 def train_members(
     data:Dataset,           # on the device
@@ -266,19 +285,8 @@ def train_members(
     eval_view:str='plain',  # 'plain', or 'augmented': judge one random training view of each example, as the original study did
 ):                          # yields a dict of rows of a record per seed, as they are ready
     "Train models on their subsets and write down what each says."
-    def row(seed, logits, test_logits, loss, seconds):
-        return score_logits(logits, test_logits, data, design, seed) | dict(train_loss=np.float32([loss]), seconds=np.float32([seconds]))
-    start = time.perf_counter()
-    if is_stacked(model, recipe, eval_view):
-        nets = [make_model(model, data.n_classes, tuple(data.x.shape[1:]), width=width, seed=s) for s in seeds]
-        positions = torch.stack([subset_mask(design, s).nonzero()[:, 0] for s in seeds])
-        runs = train_stacked(nets, data, recipe, seeds, positions, device)
-        for r in runs: yield row(r.seed, r.logits, r.test_logits, r.train_loss, r.seconds)
-    else:
-        for seed in seeds:
-            start = time.perf_counter()
-            answer = _train_single(data, design, model, width, recipe, seed, device, precision, eval_view)
-            yield row(seed, *answer, time.perf_counter() - start)
+    if is_stacked(model, recipe, eval_view): return _train_together(data, design, model, width, recipe, seeds, device)
+    return _train_apart(data, design, model, width, recipe, seeds, device, precision, eval_view)
 
 # %% ../nbs/08_ensemble.ipynb #1150e765
 def _shard(folder, seed): return Path(folder)/'shards'/f'seed-{seed:06d}.npz'

@@ -278,7 +278,7 @@ def test_every_setting_of_a_recipe_and_the_library_version_are_in_the_key(data, 
 
 KEY = '''
 from noisymem.ensemble import _training_code, __file__ as where
-print(_training_code('fast'), _training_code('mlp'), _training_code('resnet34'), where)
+print(_training_code('fast'), _training_code('mlp', True), _training_code('resnet34'), where)
 '''
 
 
@@ -305,4 +305,7 @@ def test_a_changed_constant_of_the_training_code_is_another_key(tmp_path, root):
     shallow = keys()
     assert shallow[2] != pooled[2] and shallow[:2] == pooled[:2], 'a table of numbers'
     change('stacked', '.sum(1)\n', '.sum(1)*1.01\n')
-    assert all(a != b for a, b in zip(keys(), before))
+    stacked = keys()
+    assert stacked[1] != shallow[1] and stacked[::2] == shallow[::2], 'only what trains in a stack'
+    change('ensemble', 'np.float32([loss])', 'np.float32([loss + 1])')
+    assert all(a != b for a, b in zip(keys(), stacked))
