@@ -596,17 +596,17 @@ def _load_digits(name, root, download):
 # %% ../nbs/01_data.ipynb #94e1bce8
 _LOADERS = {'digits': _load_digits, 'cifar10': _load_cifar, 'cifar100': _load_cifar, 'cifar100_coarse': _load_cifar,
             'mnist': _load_mnist, 'fashion_mnist': _load_mnist, 'svhn': _load_svhn}
-_WEB = tuple(k + mini for k in ('clothing1m', 'animal10n', 'tiny_imagenet') for mini in ('', '_mini'))  # loaded by `web_data`, which stands on this chapter
+_WEB = tuple(k + mini for k in ('clothing1m', 'animal10n', 'tiny_imagenet', 'news') for mini in ('', '_mini'))  # loaded by `web_data`, which stands on this chapter
 
 def load_dataset(
-    name:str,            # 'digits', 'cifar10', 'cifar100', 'cifar100_coarse' (20 superclasses), 'mnist', 'fashion_mnist', 'svhn'; or a folder of `web_data` with its options, 'clothing1m:size=64'; some classes as 'cifar10[0,1,8]'
+    name:str,            # 'digits', 'cifar10', 'cifar100', 'cifar100_coarse' (20 superclasses), 'mnist', 'fashion_mnist', 'svhn'; or a folder of `web_data` with its options, 'clothing1m:size=64', or the texts of `news`, 'news:classes=20'; some classes as 'cifar10[0,1,8]'
     root=None,           # folder with the official files; default: `core.data_dir()`
     download:bool=True,  # fetch what is missing from the official address, where there is one
     **options,           # of the loaders of `web_data`, beside those in the name
 )->Dataset:              # with clean labels, `given_label` = `true_label`, or with the labels it is known for
     "Load a published data set."
     if isinstance(name, str) and '[' in name: return import_module('noisymem.corruptions').load_classes(name, root, download, **options)
-    if isinstance(name, str) and name.partition(':')[0] in _WEB: return import_module('noisymem.web_data').load_web(name, root, **options)
+    if isinstance(name, str) and name.partition(':')[0] in _WEB: return import_module('noisymem.web_data').load_web(name, root, download, **options)
     check_choice('name', name, [*_LOADERS, *_WEB])
     if options: raise ValueError(f'options must be none for data set {name!r}, got {", ".join(options)}')
     return _LOADERS[name](name, data_dir() if root is None else Path(root).expanduser(), download)

@@ -494,9 +494,9 @@ def _hashed(embedding, look):
 
 # %% ../nbs/02_noise.ipynb #2ee54e44
 def _look(ds, embedding, kind):
-    "What examples look like: the embedding (array or file) if there is one, else the pixels or features."
+    "What examples look like: the embedding (array or file) if there is one, else the data set's own, else the pixels or features."
     if embedding is None and ds.x.dtype == torch.int64: raise ValueError(f'embedding must be given for noise {kind!r} on tokens, got None')
-    if embedding is None: return ds.x
+    if embedding is None: return getattr(ds, 'look', ds.x)
     e = _pixels(read_embedding(embedding) if isinstance(embedding, (str, Path)) else embedding, 'embedding')
     return e if e.ndim == 4 else _embedding(e, ds.n)
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from .codehash import code_hash
 from .core import check_choice, check_labels, check_range, config_hash, data_dir, derive_seed, load_json, make_generator, results_dir, save_json
 from .data import Dataset, _as_rgb, _input_stats
+from .news import load_news, mini_news
 from .progress import FileBar
 
 # %% ../nbs/01b_web_data.ipynb #0d6a2689
@@ -274,11 +275,11 @@ def _mini_tiny_imagenet(folder, rng, per_class):
     (folder/'val'/'val_annotations.txt').write_text(''.join(f'val_{i}.JPEG\t{wnids[c]}\t0\t0\t63\t63\n' for i, c in enumerate(labels)))
 
 # %% ../nbs/01b_web_data.ipynb #6b5fbba5
-MINIATURES = {'clothing1m': _mini_clothing1m, 'animal10n': _mini_animal10n, 'animal10n_binary': _mini_animal10n_binary, 'tiny_imagenet': _mini_tiny_imagenet}
+MINIATURES = {'clothing1m': _mini_clothing1m, 'animal10n': _mini_animal10n, 'animal10n_binary': _mini_animal10n_binary, 'tiny_imagenet': _mini_tiny_imagenet, 'news': mini_news}
 
 def make_miniature(
     folder,             # where; must not be there yet, or be empty
-    kind:str,           # 'clothing1m', 'animal10n' (raw images), 'animal10n_binary' or 'tiny_imagenet'
+    kind:str,           # 'clothing1m', 'animal10n' (raw images), 'animal10n_binary', 'tiny_imagenet' or 'news'
     seed:int=0,         # of all that is drawn
     per_class:int=40,   # training images of a class, at most 500; test sets hold a quarter of it
 )->Path:                # the folder, which a loader takes as `root`
@@ -289,7 +290,7 @@ def make_miniature(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise ValueError(f'folder must be empty or not there yet, got {folder}')
     folder.mkdir(parents=True, exist_ok=True)
     MINIATURES[kind](folder, np.random.default_rng(derive_seed(seed, 'miniature', kind)), int(per_class))
-    (folder/'MINIATURE.txt').write_text(f'Drawn by noisymem from handwritten digits in the layout of {kind}; no picture of the original is in here.\n')
+    (folder/'MINIATURE.txt').write_text(f'Drawn by noisymem in the layout of {kind}; nothing of the original is in here.\n')
     return folder
 
 # %% ../nbs/01b_web_data.ipynb #1c868f96
@@ -533,7 +534,7 @@ def load_tiny_imagenet(
                    tuple(str(f) for f, good in zip(files, ok.tolist()) if good), None if whole else False)
 
 # %% ../nbs/01b_web_data.ipynb #aa43b196
-WEB = {'clothing1m': load_clothing1m, 'animal10n': load_animal10n, 'tiny_imagenet': load_tiny_imagenet}
+WEB = {'clothing1m': load_clothing1m, 'animal10n': load_animal10n, 'tiny_imagenet': load_tiny_imagenet, 'news': load_news}
 
 def _parse_name(name):
     "Name and options as they are written."
@@ -563,6 +564,7 @@ def miniature(
 def load_web(
     name:str,   # a key of `WEB`, with '_mini' for a drawn miniature, and with options: 'tiny_imagenet:classes=20,order=sorted'
     root=None,  # folder of the data; not looked at for a miniature or where the name has a folder
+    download:bool=True, # for loaders that can
     **options,  # more options of the loader
 )->Dataset:     # its name says what it is, without defaults and folder
     "Load a set of web images by its name."
@@ -570,11 +572,12 @@ def load_web(
     kind, mini = base.removesuffix('_mini'), base.endswith('_mini')
     check_choice('name', kind, WEB)
     defaults = {k: p.default for k, p in inspect.signature(WEB[kind]).parameters.items() if k != 'root'}
+    fetch = {k: download for k in ('download',) if defaults.pop(k, None) is not None}
     for k in (*written, *options): check_choice(f'option of {base}', k, [*defaults, *(() if mini else ('folder',))])
     twice = set(written) & set(options)
     if twice: raise ValueError(f'{min(twice)} must be given once, got it in the name {name!r} and beside it')
     said = written | options
     folder = miniature(kind) if mini else said.pop('folder', root)
-    ds = WEB[kind](root=folder, **said)
+    ds = WEB[kind](root=folder, **said, **fetch)
     words = [f'{k}={"+".join(said[k]) if isinstance(said[k], (list, tuple)) else said[k]}' for k, d in defaults.items() if k in said and said[k] != d]
     return replace(ds, name=base + ':'*bool(words) + ','.join(words))
