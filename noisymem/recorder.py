@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .core import check_choice, check_range, make_generator, pick_device, pick_precision
 from .data import Dataset
 from .models import PreActBlock
+from .signals.densities import adaptive_divergence, ecf_divergence, kde_divergence, knn_divergence, mean_activation, top_divergence
 from .signals.divergence import debiased_divergence, gaussian_divergence, histogram_divergence
 from .signals.predictions import check_parts, prediction_signals
 from .train import predict, to_device
@@ -99,8 +100,10 @@ class Look:
         "Number of classes, K."
         return self.logits.shape[1]
 
-# %% ../nbs/24a_recorder.ipynb #99d47ca4
-ESTIMATORS = dict(histogram=histogram_divergence, debiased=debiased_divergence, gaussian=gaussian_divergence)
+# %% ../nbs/24a_recorder.ipynb #aa1b1bfc
+ESTIMATORS = dict(
+    histogram=histogram_divergence, debiased=debiased_divergence, gaussian=gaussian_divergence, adaptive=adaptive_divergence, top=top_divergence,
+    mean=mean_activation, knn=knn_divergence, kde=kde_divergence, ecf=ecf_divergence)
 
 def _divergence(estimator):
     "Measure of one estimator."
