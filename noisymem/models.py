@@ -278,7 +278,9 @@ MODELS = _Table({ # name: (function that builds the backbone, its settings)
     'mlp': (mlp_backbone, {}), 'linear': (linear_backbone, {}),
     **{k: (f'zoo:{k}_backbone', {}) for k in _ZOO}, 'cnn64': ('zoo:cnn_backbone', {'channels': 64}), 'cnn13': ('zoo:cnn13_backbone', {}), 'cnn13_dropout': ('zoo:cnn13_backbone', {'dropout': .1}), 'resnet': (resnet_backbone, {'depth': 18}),
     **{f'{k}_original': (f'zoo:{k}_backbone', {'compat': 'original'}) for k in _ORIGINAL},
-    **{f'imagenet_{k}': ('imagenet:imagenet_backbone', {'name': k}) for k in ('alexnet', 'vgg19_bn', 'resnet50')}})
+    **{f'imagenet_{k}': ('imagenet:imagenet_backbone', {'name': k}) for k in ('alexnet', 'vgg19_bn', 'resnet50')},
+    **{k: (f'stopping_nets:{k}_backbone', {}) for k in ('fcn', 'lenet', 'vgg19', 'vit', 'news', 'news_words')}, 'fcn_norm': ('stopping_nets:fcn_backbone', {'norm': True}),
+    'resnet9': ('stopping_nets:small_resnet_backbone', {}), 'preact_resnet9': ('stopping_nets:small_resnet_backbone', {'preact': True}), 'resnet9_tied': ('stopping_nets:tied_resnet9_backbone', {})})
 
 # %% ../nbs/03_models.ipynb #0446374d
 def _check_model(n_classes, in_shape, heads, images):
