@@ -16,6 +16,7 @@ from .models import MODELS, make_model
 from .recorder import DEFAULT, MEASURES, Recorder
 from .runs import load_or_make
 from .signals.predictions import pollute
+from .signals.susceptibility import Susceptibility
 from .train import get_recipe, supervised, train
 
 # %% ../nbs/50ae_stopping_runs.ipynb #f3ce76d8
@@ -76,23 +77,28 @@ def load_or_run_history(
     loss:str='ce',               # a key of `LOSSES`
     loss_options:dict=None,      # of that loss, plain JSON
     parts:dict=None,             # options of `hold_out`: shares, use of the copies, its seed (default `seed`)
-    signals=DEFAULT,             # keys of `MEASURES`
+    signals=DEFAULT,             # keys of `MEASURES`, or 'susceptibility'
     keep_weights:bool=False,     # keep the weights after every epoch in the layout, `weights` (E, P)
     device='auto',
     **recorder,                  # settings of `Recorder`: points, every, sample, reduce, options; plain JSON
 )->tuple:                        # history: name -> (E,) or (E, D); layout: layers, layer_of_neuron
     "Train once and keep every signal; the next call reads it from the disk."
     check_choice('loss', loss, LOSSES)
-    for s in signals: check_choice('signals', s, MEASURES)
+    for s in signals: check_choice('signals', s, [*MEASURES, 'susceptibility'])
     device, parts = pick_device(device), dict(seed=seed) | (parts or {})
     settings = dict(data=data.fingerprint, model=model, recipe=get_recipe(recipe), seed=seed, width=float(width), loss=loss, loss_options=loss_options or {}, parts=parts, signals=sorted(signals), keep_weights=keep_weights, precision=pick_precision(get_recipe(recipe).precision, device), recorder=recorder)
     def make():
         more, rows, positions = hold_out(data, **parts)
-        watch, weights = Recorder(list(signals), parts=rows, seed=seed, **recorder), _Weights()
+        watch, weights, probe = Recorder([s for s in signals if s != 'susceptibility'], parts=rows, seed=seed, **recorder), _Weights(), Susceptibility(seed=seed)
+        observers = [watch, *([weights] if keep_weights else []), *([probe] if 'susceptibility' in signals else [])]
         net = make_model(model, data.n_classes, tuple(data.x.shape[1:]), width=width, seed=seed)
-        train(net, more, recipe, seed, positions, supervised(LOSSES[loss], **_smoothing(loss, recipe), **(loss_options or {})), [watch, weights] if keep_weights else [watch], device)
-        return watch.history | watch.layout | (dict(weights=np.stack(weights.rows)) if keep_weights else {})
-    arrays = load_or_make('histories', settings, make, code=(hold_out, train, Recorder, MODELS[model][0], LOSSES[loss], *(f for s in signals for f in MEASURES[s][1])))
+        train(net, more, recipe, seed, positions, supervised(LOSSES[loss], **_smoothing(loss, recipe), **(loss_options or {})), observers, device)
+        return watch.history | watch.layout | (dict(weights=np.stack(weights.rows)) if keep_weights else {}) | (dict(susceptibility=_drops(probe)) if probe.rows else {})
+    arrays = load_or_make('histories', settings, make, code=(hold_out, train, Recorder, MODELS[model][0], LOSSES[loss], *(f for s in signals for f in (MEASURES[s][1] if s in MEASURES else (Susceptibility,)))))
     return {k: v for k, v in arrays.items() if k not in LAYOUT}, {k: v for k, v in arrays.items() if k in LAYOUT}
+
+def _drops(probe):
+    "Mean drop after each epoch; the probe looks before each, so that the last one is not known."
+    return np.append(np.array([(r[:, 0] - r[:, 1]).mean() for r in probe.rows])[1:], np.nan)
 
 def _smoothing(loss, recipe): return dict(label_smoothing=get_recipe(recipe).label_smoothing) if loss == 'ce' else {}

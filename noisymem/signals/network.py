@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['graph_weights', 'von_neumann_entropy', 'shannon_entropy', 'class_graphs', 'class_graph_entropy',
-           'activation_frequency', 'frequent', 'masked', 'layer_densities', 'layer_percentiles', 'nonzero_moments',
-           'weight_norm', 'GradientSums', 'gradient_statistics']
+           'activation_frequency', 'frequent', 'masked', 'layer_densities', 'layer_percentiles', 'weight_norm',
+           'GradientSums', 'gradient_statistics']
 
 # %% ../../nbs/24_signals.network.ipynb #a593219f
 import math
@@ -182,16 +182,6 @@ def layer_percentiles(
     known = ~np.isnan(own).all(1)
     out[:, known] = np.nanpercentile(own[known], list(percentiles), axis=1)
     return out
-
-def nonzero_moments(
-    values,               # (E, D)
-)->tuple:                 # (E,) mean, (E,) standard deviation (ddof 0); 0 where all are 0
-    "Mean and standard deviation of the values that are not 0."
-    v = np.asarray(values, np.float64)
-    if v.ndim != 2: raise ValueError(f'values must be (E, D), got {v.shape}')
-    n = np.maximum((v != 0).sum(1), 1)
-    mean = v.sum(1)/n
-    return mean, np.sqrt((np.where(v != 0, v - mean[:, None], 0)**2).sum(1)/n)
 
 # %% ../../nbs/24_signals.network.ipynb #a249e4d4
 def weight_norm(

@@ -1,0 +1,216 @@
+"The recorder: online = offline, a pass that is shared, any module, bad input; and the histories that are kept."
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from noisymem.data import from_arrays
+from noisymem.models import make_model
+from noisymem.recorder import MEASURES, Recorder, find_points, record_signals, watch
+from noisymem.signals.divergence import histogram_divergence
+from noisymem.signals.predictions import check_parts, label_fit, memorized_share, pollute, prediction_changes
+from noisymem.stopping_runs import flat_weights, hold_out, load_or_run_history, unflatten_weights
+from noisymem.train import Dynamics, Recipe, predict, train
+
+RECIPE = Recipe(epochs=4, batch_size=32, augment=(), precision='fp32')
+
+
+class Keep:
+    def __init__(self): self.weights = []
+    def after_epoch(self, state): self.weights.append(copy.deepcopy(state.model.state_dict()))
+
+
+@pytest.fixture(scope='module')
+def blobs():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 120)
+    given = np.where(rng.random(120) < .3, (y + 1) % 3, y)
+    return from_arrays((rng.normal(size=(120, 5)) + 2*np.eye(5)[y]).astype('float32'), given, true_label=y, x_test=rng.normal(size=(30, 5)).astype('float32'), y_test=rng.integers(0, 3, 30), class_names=('a', 'b', 'c'))
+
+
+def test_every_signal_is_the_same_afterwards(blobs):
+    more, parts, positions = hold_out(blobs, .1, .1, .1)
+    settings = dict(signals=list(MEASURES), parts=parts)
+    keep, recorder, net = Keep(), Recorder(**settings), make_model('mlp', 3, (5,), width=.05)
+    train(net, more, RECIPE, positions=positions, observers=[recorder, keep], device='cpu')
+    history, layout = record_signals(make_model('mlp', 3, (5,), width=.05, seed=9), more, keep.weights, 'cpu', precision='fp32', **settings)
+    assert set(recorder.history) - set(history) == {'objective', 'gradient_norm', 'gradient_evidence'}
+    for k, v in history.items(): np.testing.assert_array_equal(v, recorder.history[k], err_msg=k)
+    d = len(layout['layer_of_neuron'])
+    assert history['cnd:kde'].shape == (4, d) and history['class_graph_entropy'].shape == (4, 3) and history['memorized'].shape == (4,)
+    assert np.isnan(history['prediction_changes'][0]) and np.isfinite(history['prediction_changes'][1:]).all()
+    assert (recorder.history['gradient_evidence'] < 1).all() and (recorder.history['gradient_norm'] > 0).all()
+
+
+@pytest.mark.parametrize('sample', [0, 40])
+def test_against_predictions_made_by_hand(blobs, sample):
+    more, parts, positions = hold_out(blobs, .1, polluted=.2)
+    keep, dynamics, net = Keep(), Dynamics(), make_model('mlp', 3, (5,), width=.05)
+    recorder = Recorder(['cnd:histogram'], parts=parts, sample=sample)
+    train(net, more, RECIPE, positions=positions, observers=[dynamics, recorder, keep], device='cpu')
+    h, rows = recorder.history, parts['train'].numpy()
+    p = np.stack([r['prediction'].numpy() for r in dynamics.rows])
+    given, true = more.given_label.numpy(), more.true_label.numpy()
+    if not sample:
+        np.testing.assert_array_equal(h['prediction_changes'][1:], prediction_changes(p[:, rows])[1:])
+        np.testing.assert_allclose(h['train_accuracy'], (p == given)[:, rows].mean(1))
+        np.testing.assert_allclose(h['memorized'], [memorized_share(q[rows], given[rows], true[rows]) for q in p])
+        net.load_state_dict(keep.weights[-1])
+        with watch(net, find_points(net)) as seen: predict(net, more.x, more.mean, more.std)
+        values = torch.cat([torch.cat(v) for v in seen.values()], 1)
+        np.testing.assert_allclose(h['cnd:histogram'][-1], histogram_divergence(values[rows], more.given_label[rows], 3), atol=1e-6)
+    held, copies = parts['noisy_validation'].numpy(), parts['polluted'].numpy()
+    np.testing.assert_allclose(h['noisy_validation_accuracy'], (p == given)[:, held].mean(1))
+    np.testing.assert_allclose(h['clean_validation_accuracy'], (p == true)[:, held].mean(1))
+    np.testing.assert_allclose(h['polluted_accuracy'], (p == given)[:, copies].mean(1))
+
+
+def test_one_pass_is_shared(blobs, monkeypatch):
+    looks, net = [], make_model('mlp', 3, (5,), width=.05)
+    import noisymem.recorder, noisymem.train
+    for module, name in ((noisymem.recorder, '_pass'), (noisymem.train, 'predict')):
+        def count(*a, look=getattr(module, name), **k): looks.append(len(a[1])); return look(*a, **k)
+        monkeypatch.setattr(module, name, count)
+    train(net, blobs, RECIPE, observers=[Recorder(['cnd:histogram']), Dynamics()], device='cpu')
+    assert sorted(looks) == [30]*4 + [120]*4, 'one look at the training set and one at the test set per epoch'
+
+
+def test_recording_changes_nothing(blobs):
+    def run(observers): return train(make_model('mlp', 3, (5,), width=.05), blobs, RECIPE, observers=observers, device='cpu').model.state_dict()
+    plain, watched = run([]), run([Recorder(list(MEASURES))])
+    for k in plain: assert torch.equal(plain[k], watched[k])
+
+
+def test_a_run_that_was_cut_off_goes_on(blobs, tmp_path):
+    def run(epochs, name):
+        r = Recorder(['cnd:gaussian', 'weight_norm'], every=2)
+        train(make_model('mlp', 3, (5,), width=.05), blobs, RECIPE, observers=[r, lambda s: setattr(s, 'stop', s.epoch == epochs)], device='cpu', checkpoint=tmp_path/name)
+        return r
+    whole = run(4, 'a').history
+    run(2, 'b')
+    import json
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    with safe_open(tmp_path/'b', 'pt') as f: about, tensors = json.loads(f.metadata()['noisymem']), {k: f.get_tensor(k) for k in f.keys()}
+    save_file(tensors, tmp_path/'b', metadata={'noisymem': json.dumps(about | dict(stop=False))})
+    again = run(4, 'b').history
+    for k in whole: np.testing.assert_array_equal(whole[k], again[k], err_msg=k)
+
+
+class Foreign(nn.Module):
+    "Somebody's network: activations in place, two outputs of a module, a module used twice."
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.rnn, self.out = nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(inplace=True), nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+        self.twice = nn.Tanh()
+
+    def forward(self, x):
+        h = self.act(self.conv(x)).flatten(2).transpose(1, 2)
+        return self.out(self.twice(self.twice(self.rnn(h)[0])).mean(1))
+
+
+@pytest.fixture(scope='module')
+def images(): return from_arrays(np.random.default_rng(1).integers(0, 256, (40, 6, 6, 1), dtype=np.uint8), np.arange(40) % 2, layout='NHWC', class_names=('a', 'b'))
+
+
+def test_any_module(images):
+    net = Foreign().train()
+    history, layout = record_signals(net, images, [net.state_dict()]*2, 'cpu', points=['conv', 'act:in', 'rnn', 'out'], signals=['cnd:histogram', 'loss_sensitivity', 'weight_norm'])
+    assert np.bincount(layout['layer_of_neuron']).tolist() == [3, 3, 4, 2] and net.training
+    np.testing.assert_array_equal(history['cnd:histogram'][0][:3], history['cnd:histogram'][0][3:6])
+    assert history['prediction_changes'][1] == 0 and np.isnan(history['test_loss']).all() and np.isnan(history['memorized']).all()
+    mean, _ = record_signals(net, images, [net.state_dict()], 'cpu', points=['conv'], reduce='mean', signals=['cnd:histogram'])
+    own, _ = record_signals(net, images, [net.state_dict()], 'cpu', points=['conv'], reduce=lambda t: t.mean((2, 3)), signals=['cnd:histogram'])
+    np.testing.assert_array_equal(mean['cnd:histogram'], own['cnd:histogram'])
+
+
+def test_what_cannot_be_watched_is_named(images):
+    net = Foreign()
+    def look(**k): return record_signals(net, images, [net.state_dict()], 'cpu', **({'signals': ['cnd:histogram']} | k))
+    with pytest.raises(ValueError, match="'conv9'; known are conv, act"): look(points=['conv9'])
+    with pytest.raises(ValueError, match='passed once by every example, got 80 values of 40'): look(points=['twice'])
+    net.unused = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="'unused', which it does not use"): look(points=['unused'])
+    del net.unused
+    with pytest.raises(ValueError, match='reduce must be one of'): look(points=['conv'], reduce='median')
+    broken = copy.deepcopy(net)
+    with torch.no_grad(): broken.conv.weight.fill_(float('nan'))
+    with pytest.raises(ValueError, match='logits must be finite'): record_signals(broken, images, [broken.state_dict()], 'cpu', points=['conv'])
+    with pytest.raises(ValueError, match='every must be in'): Recorder(every=0)
+    with pytest.raises(ValueError, match='options must be one of'): Recorder(options={'cnd:x': {}})
+
+
+def test_choices_of_the_divergence(blobs):
+    net = make_model('mlp', 3, (5,), width=.05)
+    def look(**options): return record_signals(net, blobs, [net.state_dict()], 'cpu', signals=['cnd:histogram'], options=dict(cnd=options))[0]['cnd:histogram'][0]
+    everything, correct = look(), look(rows='correct')
+    assert not np.array_equal(everything, correct) and np.array_equal(look(rows='original'), correct)
+    assert not np.array_equal(everything, look(given='prediction')) and not np.array_equal(everything, look(bins=5))
+    with pytest.raises(ValueError, match='rows must be one of'): look(rows='wrong')
+
+
+def test_epochs_that_are_not_measured_and_samples(blobs):
+    keep = Keep()
+    train(make_model('mlp', 3, (5,), width=.05), blobs, RECIPE, observers=[keep], device='cpu')
+    def look(**k): return record_signals(make_model('mlp', 3, (5,), width=.05), blobs, keep.weights, 'cpu', signals=['cnd:gaussian', 'loss_sensitivity'], **k)[0]
+    whole, rare, few = look(), look(every=3), look(sample=50)
+    np.testing.assert_array_equal(np.isnan(rare['loss_sensitivity']), [False, True, True, False])
+    for k in whole: np.testing.assert_array_equal(whole[k][[0, 3]] if k != 'prediction_changes' else whole[k], rare[k][[0, 3]] if k != 'prediction_changes' else rare[k])
+    assert np.nanmax(few['prediction_changes']) <= 50 and np.array_equal(few['cnd:gaussian'], look(sample=50)['cnd:gaussian']) and np.array_equal(few['test_loss'], whole['test_loss'])
+    np.testing.assert_array_equal(look(sample=500)['cnd:gaussian'], whole['cnd:gaussian'])
+
+
+def test_no_example_for_a_class_and_one_example():
+    data = from_arrays(np.random.default_rng(0).normal(size=(6, 2)).astype('float32'), [0, 0, 0, 2, 2, 2], class_names=tuple('abcd'))
+    net = make_model('mlp', 4, (2,), width=.02)
+    history, _ = record_signals(net, data, [net.state_dict()], 'cpu', signals=[s for s in MEASURES])
+    assert np.isfinite(history['cnd:histogram']).all() and np.isnan(history['class_graph_entropy'][0]).tolist() == [False, True, False, True]
+    one, _ = record_signals(net, data, [net.state_dict()], 'cpu', signals=[s for s in MEASURES], parts=dict(train=[0]))
+    assert (one['cnd:histogram'] == 0).all()
+
+
+def test_polluted_copies_are_wrong_and_drawn_from_where_they_should(blobs):
+    more, copies = pollute(blobs, .5, seed=1, sources='clean')
+    assert len(copies) == (~blobs.is_noisy).sum()//2
+    for i in copies:
+        origin = [j for j in range(120) if torch.equal(blobs.x[j], more.x[i])]
+        assert any(not blobs.is_noisy[j] and more.true_label[i] == blobs.true_label[j] for j in origin) and more.given_label[i] != more.true_label[i]
+    assert len(more.index.unique()) == more.n
+    counts = np.bincount([int((more.given_label[i] - more.true_label[i]) % 3) for i in copies], minlength=3)
+    assert counts[0] == 0 and abs(counts[1] - counts[2]) < 4*np.sqrt(len(copies))
+    two = from_arrays(np.zeros((4, 2), 'float32'), [0, 1, 0, 1], true_label=[1, 0, 1, 0], class_names=('a', 'b'))
+    with pytest.raises(ValueError, match='no third class'): pollute(two, 1.)
+
+
+def test_published_prediction_changes(oracle):
+    d = oracle('early_stopping/prediction_changes.npz')
+    np.testing.assert_array_equal(prediction_changes(d['predictions'])[1:], d['PC'])
+
+
+def test_parts_are_apart(blobs):
+    more, parts, positions = hold_out(blobs, .2, .1, .1, polluted_use='trained')
+    sets = {k: set(v.tolist()) for k, v in parts.items()}
+    assert len(set.union(*sets.values())) == sum(map(len, sets.values())) == more.n and set(positions.tolist()) == sets['train'] | sets['polluted']
+    with pytest.raises(ValueError, match='positions in'): check_parts(dict(polluted=[9]), 5)
+    assert np.isnan(label_fit(torch.zeros(0, 2), [])).all()
+
+
+def test_histories_are_kept(blobs, tmp_path, monkeypatch):
+    monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
+    how = dict(model='mlp', recipe=RECIPE, width=.05, keep_weights=True, signals=['cnd:histogram', 'susceptibility', 'weight_norm'], device='cpu')
+    history, layout = load_or_run_history(blobs, **how)
+    import noisymem.stopping_runs
+    monkeypatch.setattr(noisymem.stopping_runs, 'make_model', None)
+    again, again_layout = load_or_run_history(blobs, **how)
+    for k in history | layout: np.testing.assert_array_equal((history | layout)[k], (again | again_layout)[k])
+    monkeypatch.undo()
+    monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
+    other, _ = load_or_run_history(blobs, **how | dict(seed=1))
+    assert not np.array_equal(other['train_loss'], history['train_loss'])
+    net = make_model('mlp', 3, (5,), width=.05)
+    net.load_state_dict(unflatten_weights(net, layout['weights'][-1]))
+    assert abs(history['weight_norm'][-1] - np.sqrt((layout['weights'][-1].astype(float)**2).sum())) < 1e-6 and torch.equal(flat_weights(net), torch.tensor(layout['weights'][-1]))
+    assert np.isnan(history['susceptibility'][-1]) and np.isfinite(history['susceptibility'][:-1]).all()
+    np.testing.assert_array_equal(layout['layers'], find_points(net))
