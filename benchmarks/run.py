@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 from engine import measure_compiled, measure_loop, measure_peak
-from heads import measure_heads, measure_views
+from heads import measure_heads, measure_transition, measure_views
 from jobs import measure_accuracy, measure_jobs, measure_memory, measure_scaling
 from probe import measure_probe
 from scoring import measure_influence, measure_neighbours
@@ -16,7 +16,7 @@ from small import measure_stacked
 from tracking import measure_tracking
 
 
-BENCHMARKS = dict(loop=measure_loop, peak=measure_peak, compiled=measure_compiled, accuracy=measure_accuracy, stacked=measure_stacked, influence=measure_influence, neighbours=measure_neighbours, probe=measure_probe, scaling=measure_scaling, jobs=measure_jobs, memory=measure_memory, tracking=measure_tracking, views=measure_views, heads=measure_heads)
+BENCHMARKS = dict(loop=measure_loop, peak=measure_peak, compiled=measure_compiled, accuracy=measure_accuracy, stacked=measure_stacked, influence=measure_influence, neighbours=measure_neighbours, probe=measure_probe, scaling=measure_scaling, jobs=measure_jobs, memory=measure_memory, tracking=measure_tracking, views=measure_views, heads=measure_heads, transition=measure_transition)
 
 
 def main(names):

@@ -13,7 +13,7 @@ from noisymem.augment import normalize
 from noisymem.core import make_generator
 from noisymem.data import from_arrays, load_dataset, sample, take
 from noisymem.losses import LOSSES, forward_corrected
-from noisymem.methods.linear_probe import _OF_LABEL, EVALUATION, HEADS, FeatureBank, Heads, Task, _losses, balanced_part, input_bank, make_bank, make_tasks, standardize, train_heads
+from noisymem.methods.linear_probe import _OF_LABEL, _OF_LOGITS, EVALUATION, HEADS, FeatureBank, Heads, Task, _losses, balanced_part, input_bank, make_bank, make_tasks, standardize, train_heads
 from noisymem.methods.simclr import PUBLISHED, pretrain
 from noisymem.models import make_model
 from noisymem.noise import add_noise
@@ -111,7 +111,7 @@ def test_losses_in_the_fast_layout_are_the_named_ones():
             assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5), name
             ga, gb = (torch.autograd.grad(l.sum(), t)[0] for l, t in ((ours, a), (theirs, b)))
             assert ga.isfinite().all() and torch.allclose(ga, gb, rtol=1e-3, atol=1e-5), name
-    assert set(_OF_LABEL) <= set(LOSSES)
+    assert set(_OF_LABEL) | set(_OF_LOGITS) == set(LOSSES), 'all of them have one'
 
 
 def test_a_loss_of_your_own(data):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..augment import normalize
-from ..core import check_choice, check_labels, check_range, make_generator, pick_device, pick_precision
+from ..core import check_choice, check_labels, check_range, keep_memory, make_generator, pick_device, pick_precision
 from ..data import Dataset
 from ..losses import LOSSES
 from ..noise import add_noise
@@ -179,20 +179,26 @@ class Heads(nn.Module):
     @torch.no_grad()
     def predict(self, x, batch_size=4096):
         "(N, D) features -> (S, N) classes."
-        parts = [self(part.to(self.weight[0])).max(1).indices for part in x.split(batch_size)]
+        parts = [self(part.to(self.weight[0].dtype)).argmax(1) for part in x.split(batch_size)]
         return torch.cat(parts, 1) if parts else torch.zeros(len(self.weight[0]), 0, dtype=torch.int64, device=x.device)
 
 # %% ../../nbs/34a_methods.linear_probe.ipynb #f05fba21
 _OF_LABEL = { # loss: of the log-probability of the label
-    'ce': lambda l: -l, 'mae': lambda l: 2 - 2*l.exp(), 'gce': lambda l, q=.7: -(q*l).expm1()/q, 'stable_ce': lambda l, floor=1e-5: -(l.exp() + floor).log()}
+    'ce': lambda l: -l, 'mae': lambda l: -2*l.expm1(), 'gce': lambda l, q=.7: -(q*l).expm1()/q, 'stable_ce': lambda l, floor=1e-5: -(l.exp() + floor).log(),
+    'truncated_gce': lambda l, q=.7, k=.5: torch.where(l > math.log(k), -(q*l).expm1()/q, (1 - k**q)/q),
+    'sce': lambda l, a=6., b=1.: -a*l - b*math.log(1e4)*l.expm1()}
+_OF_LOGITS = { # loss: of logits (S, K, B), labels (S, B) and their log-probability
+    'bootstrap': lambda z, y, l, beta=.8: -beta*l + (1 - beta)*(z.gather(1, y[:, None])[:, 0] - l - z.amax(1)),
+    'cores': lambda z, y, l, weight=2.: -l + weight*(z.softmax(1) + 1e-8).log().mean(1)}
 
 def _losses(z, labels, groups):
     "Loss of every head and example: logits (S, K, B), labels (S, B) -> (S, B)."
-    out = []
+    log_p, out = -F.cross_entropy(z, labels, reduction='none'), []
     for loss, members in groups:
-        logits, y = (z, labels) if len(groups) == 1 else (z[members], labels[members])
-        if isinstance(loss, str) and loss in _OF_LABEL: out.append(_OF_LABEL[loss](-F.cross_entropy(logits, y, reduction='none')))
-        else: out.append((LOSSES[loss] if isinstance(loss, str) else loss)(logits.transpose(1, 2).flatten(0, 1), y.flatten(), reduction='none').view(y.shape))
+        of = (lambda t: t) if len(groups) == 1 else (lambda t: t.index_select(0, members))
+        if isinstance(loss, str) and loss in _OF_LABEL: out.append(_OF_LABEL[loss](of(log_p)))
+        elif isinstance(loss, str) and loss in _OF_LOGITS: out.append(_OF_LOGITS[loss](of(z), of(labels), of(log_p)))
+        else: out.append((LOSSES[loss] if isinstance(loss, str) else loss)(of(z).transpose(1, 2).flatten(0, 1), of(labels).flatten(), reduction='none').view(-1, labels.shape[1]))
     return out[0] if len(groups) == 1 else torch.cat(out)[torch.cat([m for _, m in groups]).argsort()]
 
 # %% ../../nbs/34a_methods.linear_probe.ipynb #30eb4032
@@ -244,12 +250,13 @@ def train_heads(
     labels, keep, groups = _check_tasks(tasks, n, data.n_classes, device)
     bank, precision = FeatureBank(*(t.to(device) for t in (bank.views, bank.plain, bank.test))), pick_precision(recipe.precision, device)
     heads = Heads((bank.plain.shape[1], *hidden, data.n_classes), [t.seed for t in tasks]).to(device)
-    optimizer, tables, step = _make_optimizer(heads, recipe), [], 0
+    optimizer, tables, step, by_example = _make_optimizer(heads, recipe), [], 0, labels.t().contiguous()
+    if device.type == 'cpu': keep_memory()
     for epoch in range(1, recipe.epochs + 1):
         parts, start = epoch_order(n, recipe.batch_size, seed, epoch), 0
         order = torch.cat(parts).to(device)
         view = torch.randint(len(bank.views), (n,), generator=make_generator(seed, 'view', epoch)).to(device)
-        x, y, w = bank.views[view, order].to(torch.bfloat16 if precision == 'bf16' else torch.float32), labels[:, order], None if keep is None else keep[:, order]
+        x, y, w = bank.views[view, order].to(torch.bfloat16 if precision == 'bf16' else torch.float32), by_example[order].t(), None if keep is None else keep[:, order]
         total = torch.zeros(len(tasks), device=device)
         for part in parts:
             span = slice(start, start + len(part)); start += len(part)
