@@ -7,8 +7,7 @@ __all__ = ['KINDS', 'RULES', 'DEFAULTS', 'make_rule', 'smooth', 'first_extremum'
            'first_fall', 'lagged_kendall', 'masked_mean', 'Stop', 'Walk', 'walk_signals', 'extract_signal', 'find_stop',
            'judge_stop', 'summarise_stops', 'make_atlas', 'Ring', 'Stopper']
 
-# %% ../nbs/25_stopping.ipynb #1e9087b8
-from collections.abc import Callable
+# %% ../nbs/25_stopping.ipynb #0b6e0489
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -450,18 +449,28 @@ class Ring:
         try: model.load_state_dict(self.kept[epoch] if self.folder is None else load_file(self.path(epoch)))
         except Exception as e: raise ValueError(f'the weights of epoch {epoch} cannot be read ({type(e).__name__}: {e})') from None
 
-# %% ../nbs/25_stopping.ipynb #c3d9dc06
+# %% ../nbs/25_stopping.ipynb #89b22340
+def _latest(recorder, signal):
+    "What a recorder has measured last; NaN where it did not."
+    def read(state):
+        if len(recorder.epochs) != state.epoch: raise ValueError(f'source must be a recorder that stands before the stopper, got {len(recorder.epochs)} measurements in epoch {state.epoch}')
+        row = recorder.epochs[-1]
+        if signal not in row and state.epoch == 1: check_choice('signal', signal, sorted(row))
+        return row.get(signal, np.nan)
+    return read
+
 class Stopper:
     "Observer that ends training by a rule and gives back the right epoch's network."
     def __init__(
         self,
         rule:dict,           # settings of a rule, as `make_rule` takes them
-        source:Callable,     # (state) -> the measurement after this epoch: a number, or (D,) for a bundle
-        layout=None,         # of a bundle: a dict, or a function that returns it
+        source,              # (state) -> the measurement after this epoch: a number, or (D,) for a bundle; or a `Recorder`
+        layout=None,         # of a bundle: a dict, or a function that returns it; that of the recorder
         folder=None,         # for the weights; None keeps them in memory
         ends:bool=True,      # False: decide, but let training go on
     ):
-        self.rule, self.source, self.layout, self.ring, self.ends = make_rule(**rule), source, layout, Ring(folder), ends
+        self.rule, self.ring, self.ends = make_rule(**rule), Ring(folder), ends
+        self.source, self.layout = (_latest(source, self.rule['signal']), lambda: source.layout) if hasattr(source, 'epochs') else (source, layout)
         self.values, self.walk, self.previous = [], Walk(self.rule), set()
 
     def before_epoch(self, state):

@@ -8,6 +8,8 @@ from noisymem import stopping as S
 from noisymem.data import load_dataset, sample
 from noisymem.models import make_model
 from noisymem.noise import add_noise
+from noisymem.recorder import Recorder
+from noisymem.stopping_runs import hold_out
 from noisymem.train import train
 
 RULES = ('first_extremum', 'label_wave', 'plateau', 'change_point', 'threshold', 'last', 'oracle')
@@ -239,6 +241,28 @@ def test_in_a_real_training(noisy_digits, tmp_path):
     assert again.epoch == offline.decided and kept.answer == offline
     kept.restore(again.model)
     for k, v in again.model.state_dict().items(): assert torch.equal(v, watch.weights[offline.epoch - 1][k])
+
+
+@pytest.mark.parametrize('rule', [dict(signal='prediction_changes'), dict(signal='cnd:histogram', percentile=75), dict(signal='cnd:debiased', layer=0), dict(signal='noisy_validation_accuracy', rule='label_wave', kind='max'), dict(signal='train_loss', rule='plateau', tolerance=.3)])
+def test_with_a_recorder(noisy_digits, rule, tmp_path):
+    rule = rule | dict(window=2, patience=2)
+    data, rows, positions = hold_out(noisy_digits, .1, polluted=.1)
+    def run(ends):
+        recorder = Recorder(parts=rows)
+        stopper, keep = S.Stopper(rule, recorder, folder=tmp_path/str(ends), ends=ends), Accuracy()
+        return train(make_model('mlp', 10, (1, 8, 8), seed=2), data, dict(name='digits', epochs=12, schedule='constant'), 2, positions, observers=[recorder, stopper, keep], device='cpu'), recorder, stopper, keep
+    _, recorder, passive, keep = run(False)
+    state, _, stopper, _ = run(True)
+    stop = S.find_stop(recorder.history, rule, recorder.layout)
+    assert passive.answer == stop and stopper.answer == stop and state.epoch == (stop.decided or 12)
+    stopper.restore(state.model)
+    for k, v in state.model.state_dict().items(): assert torch.equal(v, keep.weights[(stop.epoch or 12) - 1][k])
+
+
+def test_a_recorder_that_stands_behind_or_does_not_know(noisy_digits):
+    for rule, order, message in ((dict(signal='prediction_changes'), 1, 'stands before the stopper'), (dict(signal='cnd:ecf'), -1, "signal must be one of .*got 'cnd:ecf'")):
+        recorder = Recorder()
+        with pytest.raises(ValueError, match=message): train(make_model('mlp', 10, (1, 8, 8)), noisy_digits, 'digits', observers=[S.Stopper(rule, recorder), recorder][::order], device='cpu')
 
 
 def test_bundles_online():
