@@ -24,6 +24,7 @@ from .core import array_hash, check_choice, check_labels, check_range, derive_se
 from .corruptions import MISTAKEN, OUT, mistaken_for, random_in, real_in, real_in_confusion, replace_images, replace_images_original
 from .data import Dataset, load_cifar_n, with_labels
 from .label_files import load_label_file
+from .stopping_noise import STUDY
 
 # %% ../nbs/02_noise.ipynb #587c403c
 def noise_rate(
@@ -629,7 +630,7 @@ def _add_file(ds, where, rate, seed, root, image_order=None, check_order=True):
 
 NOISES = {'clean': _add_clean, 'clean100': _add_clean100, **{k: _add_flips(k) for k in (*KINDS, 'asymmetric')}, 'instance': _add_instance, 'cbn': _add_cbn,
     'simulated_human': _add_simulated, **{k: _add_human(k) for k in HUMAN}, 'given': _add_given, 'random': _add_random,
-    'random_in': _add_random_in, 'real_in': _add_real_in, **{k: _no_labels(k) for k in OUT}}
+    'random_in': _add_random_in, 'real_in': _add_real_in, **{k: _no_labels(k) for k in (*OUT, *STUDY)}}
 PREFIXES = {'synthetic': _add_synthetic, 'file': _add_file}
 
 # %% ../nbs/02_noise.ipynb #7f3ba898
@@ -661,8 +662,10 @@ def add_noise(
     bare, asked = _carried_rate(kind, rate)
     foreign = 0 if ds.true_label is None or kind == 'given' else int((ds.true_label < 0).sum())
     if foreign: raise ValueError(f'ds must have its own images, got {foreign} foreign ones, which have no true label')
+    head, _, rest = bare.partition(':')
     try:
-        if bare.partition(':')[0] in OUT: return _replace(ds, bare, asked, seed, root, **options)
+        if head in OUT: return _replace(ds, bare, asked, seed, root, **options)
+        if head in STUDY: return STUDY[head](ds, asked, seed, rest, **options)
         given, name, *info = _labels_and_name(ds, kind, rate, seed, root, **options)
     except TypeError as e:
         if 'unexpected keyword argument' not in str(e): raise
