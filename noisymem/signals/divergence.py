@@ -61,7 +61,7 @@ def _count(index, labels, n_classes, bins):
     "(D, C, B) counts; entries of `index` outside 0..B-1 are left out."
     d, c = index.shape[1], n_classes
     flat = index + (labels*bins).to(torch.int32)[:, None] + (torch.arange(d, device=index.device, dtype=torch.int32)*(c*bins))[None]
-    return torch.bincount(flat.T.reshape(-1), minlength=d*c*bins).view(d, c, bins)
+    return torch.bincount(flat.reshape(-1), minlength=d*c*bins).view(d, c, bins)
 
 # %% ../../nbs/22_signals.divergence.ipynb #9f6c2e98
 def _js(counts):
@@ -77,7 +77,7 @@ def _in_unit(bits, unit, n_classes):
     "Bits in another unit, as float32."
     return (bits*{'bits': 1., 'nats': math.log(2), 'share': 1/max(math.log2(max(n_classes, 1)), 1e-300)}[unit] if n_classes > 1 else bits*0).float()
 
-def _parts_of(x, most=2**22):
+def _parts_of(x, most=2**20):
     "Slices of neurons, so that one at a time fits into memory."
     step = max(1, most//len(x))
     return [slice(i, i + step) for i in range(0, x.shape[1], step)]
