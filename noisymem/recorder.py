@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'POOLS', 'REDUCTIONS', 'ESTIMATORS', 'MEASURES', 'BY_POINT', 'DEFAULT', 'find_points', 'watch', 'Look',
-           'Recorder', 'record_signals']
+           'Recorder', 'record_signals', 'signals_of_records']
 
 # %% ../nbs/24a_recorder.ipynb #45c8ea6d
 import copy
@@ -23,7 +23,7 @@ from .models import PreActBlock
 from .signals.densities import adaptive_divergence, ecf_divergence, kde_divergence, knn_divergence, mean_activation, top_divergence
 from .signals.divergence import debiased_divergence, gaussian_divergence, histogram_divergence
 from .signals.network import GradientSums, activation_frequency, class_graph_entropy, gradient_statistics, weight_norm
-from .signals.predictions import check_parts, prediction_signals
+from .signals.predictions import check_parts, prediction_changes, prediction_signals
 from .signals.sensitivity import critical_samples, gini, loss_sensitivity
 from .stopping_nets import TokenBlock
 from .train import Evaluation, to_device
@@ -39,6 +39,7 @@ def _stage_points(name, module):
     if inner and isinstance(inner[-1], TokenBlock): return [f'{name}.{n}' for n, _ in module.named_children()]
     if isinstance(inner[-1] if inner else module, PreActBlock): return [name]
     inside = [n for n, m in module.named_modules() if isinstance(m, ACTIVATIONS)]
+    if inside and isinstance(module.get_submodule(inside[-1]), nn.Sigmoid): return [name]  # a gate
     return ['.'.join(filter(None, [name, inside[-1]])) + ':in'] if inside else []
 
 def _chosen(stages):
@@ -330,3 +331,23 @@ def record_signals(
         recorder.observe(model, data, precision=precision)
     if not recorder.epochs: raise ValueError('snapshots must hold at least one epoch, got none')
     return recorder.history, recorder.layout
+
+# %% ../nbs/24a_recorder.ipynb #3cf97b87
+def signals_of_records(
+    rec,               # Records of `Dynamics`
+    true_label=None,   # (N,)
+    parts:dict=None,   # rows that are what, see `check_parts`
+)->dict:               # history: (E,) each
+    "Compute the signals of predictions of a run from its record."
+    said, given = rec['prediction'], rec['given_label']
+    true = None if true_label is None else np.asarray(torch.as_tensor(true_label).cpu())
+    rows = {k: v.numpy() for k, v in check_parts(parts, len(given)).items()}
+    nan = np.full(len(said), np.nan)
+    def fit(of, labels): return (said == labels)[:, rows[of]].mean(1) if of in rows and len(rows[of]) and labels is not None else nan
+    def loss(of): return np.asarray(rec['loss'][:, rows[of]], float).mean(1) if of in rows and len(rows[of]) and 'loss' in rec.rows else nan
+    train = rows['train']
+    wrong = train[(given != true)[train]] if true is not None else train[:0]
+    return dict(
+        train_accuracy=fit('train', given), train_loss=loss('train'), clean_train_accuracy=fit('train', true), memorized=(said == given)[:, wrong].mean(1) if len(wrong) else nan,
+        prediction_changes=prediction_changes(said[:, train]), noisy_validation_accuracy=fit('noisy_validation', given), noisy_validation_loss=loss('noisy_validation'),
+        clean_validation_accuracy=fit('clean_validation', true), polluted_accuracy=fit('polluted', given), polluted_loglik=-loss('polluted'))

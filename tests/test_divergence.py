@@ -100,6 +100,14 @@ def test_chance_has_no_divergence_once_it_is_taken_off(k):
     biased = histogram_divergence(x, y, k).mean().item()
     assert abs(biased - {10: .024, 100: .23, 200: .43}[k]) < .05  # the published bias
     assert debiased_divergence(x, y, k, clip=False).abs().max() < .003
+    if k == 10: assert histogram_divergence(x, y, k, miller_madow=True).mean() < .3*biased
+
+
+def test_miller_madow_by_hand():
+    x, y = torch.tensor([[0.], [0], [1], [1], [2], [2], [2], [0]]), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    p = np.array([[.5, .5, 0], [.25, 0, .75]])
+    def h(q, n): return -(q[q > 0]*np.log(q[q > 0])).sum() + ((q > 0).sum() - 1)/(2*n)
+    assert abs(histogram_divergence(x, y, 2, 3, unit='nats', miller_madow=True).item() - (h(p.mean(0), 8) - (h(p[0], 4) + h(p[1], 4))/2)) < 1e-6
 
 
 def test_an_outlier_moves_the_published_estimate_and_not_the_debiased():

@@ -8,7 +8,7 @@ from torch import nn
 
 from noisymem.data import from_arrays
 from noisymem.models import make_model
-from noisymem.recorder import MEASURES, Recorder, find_points, record_signals, watch
+from noisymem.recorder import MEASURES, Recorder, find_points, record_signals, signals_of_records, watch
 from noisymem.signals.divergence import histogram_divergence
 from noisymem.signals.predictions import check_parts, label_fit, memorized_share, pollute, prediction_changes
 from noisymem.stopping_runs import flat_weights, hold_out, load_or_run_history, unflatten_weights
@@ -160,6 +160,25 @@ def test_epochs_that_are_not_measured_and_samples(blobs):
     for k in whole: np.testing.assert_array_equal(whole[k][[0, 3]] if k != 'prediction_changes' else whole[k], rare[k][[0, 3]] if k != 'prediction_changes' else rare[k])
     assert np.nanmax(few['prediction_changes']) <= 50 and np.array_equal(few['cnd:gaussian'], look(sample=50)['cnd:gaussian']) and np.array_equal(few['test_loss'], whole['test_loss'])
     np.testing.assert_array_equal(look(sample=500)['cnd:gaussian'], whole['cnd:gaussian'])
+
+
+@pytest.mark.parametrize('name, shape, width, widths', [
+    ('resnet18', (3, 16, 16), 1, [64, 128, 256, 512]), ('resnet9', (3, 16, 16), 1, [64, 128, 256, 512]), ('preact_resnet18', (3, 16, 16), .125, [8, 16, 32, 64]),
+    ('vgg19', (3, 32, 32), 1/64, [1, 2, 4, 8, 8, 64, 64]), ('vit', (3, 8, 8), .5, [32]*4), ('lenet', (1, 28, 28), 1, [20, 50, 500]), ('fcn', (9,), .25, [32]*5), ('news', (60,), .1, [120, 30]), ('fast', (3, 8, 8), 1, [32, 64, 128])])
+def test_where_it_looks(name, shape, width, widths):
+    net = make_model(name, 10, shape, width=width).eval()
+    with watch(net, find_points(net)) as seen, torch.no_grad(): net(torch.rand(2, *shape))
+    assert [v[0].shape[1] for v in seen.values()] == widths and all(len(v) == 1 for v in seen.values())
+
+
+def test_from_records(blobs):
+    more, parts, positions = hold_out(blobs, .1, .1, .2)
+    dynamics, recorder = Dynamics(), Recorder([], parts=parts)
+    train(make_model('mlp', 3, (5,), width=.05), more, RECIPE, positions=positions, observers=[dynamics, recorder], device='cpu')
+    got = signals_of_records(dynamics.records(more), more.true_label, parts)
+    for k, v in got.items(): np.testing.assert_allclose(v, recorder.history[k], rtol=2e-3 if 'lo' in k.split('_')[-1] else 1e-12, err_msg=k)
+    blind = signals_of_records(dynamics.records(more))
+    assert np.isnan(blind['memorized']).all() and np.isnan(blind['polluted_loglik']).all() and np.isfinite(blind['prediction_changes'][1:]).all()
 
 
 def test_no_example_for_a_class_and_one_example():

@@ -63,15 +63,15 @@ def _count(index, labels, n_classes, bins):
     flat = index + (labels*bins).to(torch.int32)[:, None] + (torch.arange(d, device=index.device, dtype=torch.int32)*(c*bins))[None]
     return torch.bincount(flat.reshape(-1), minlength=d*c*bins).view(d, c, bins)
 
-# %% ../../nbs/22_signals.divergence.ipynb #9f6c2e98
-def _js(counts):
+# %% ../../nbs/22_signals.divergence.ipynb #64033674
+def _js(counts, miller_madow=False):
     "(D,) bits, from counts (D, C, B)."
     n = counts.sum(2, keepdim=True)
     p = counts.double()/n.clamp_min(1)
     present = (n > 0).double()
-    def entropy(q): return -torch.xlogy(q, q).sum(-1)
+    def entropy(q, size=n): return -torch.xlogy(q, q).sum(-1) + (((q > 0).sum(-1) - 1)/(2*size[..., 0].clamp_min(1)) if miller_madow else 0)
     c = present.sum(1).clamp_min(1)
-    return ((entropy(p.sum(1)/c) - (entropy(p)*present[..., 0]).sum(1)/c[:, 0])/math.log(2)).clamp_min(0.) + 0.
+    return ((entropy(p.sum(1)/c, n.sum(1)) - (entropy(p)*present[..., 0]).sum(1)/c[:, 0])/math.log(2)).clamp_min(0.) + 0.
 
 def _in_unit(bits, unit, n_classes):
     "Bits in another unit, as float32."
@@ -112,6 +112,7 @@ def histogram_divergence(
     binning:str='range', # one of `BINNINGS`
     unit:str='bits',     # 'bits', 'nats', or 'share' of the largest possible
     min_count:int=1,     # a class with fewer examples is left out
+    miller_madow:bool=False, # add (bins in use - 1)/2n to every entropy: takes most of the bias of rich classes off
     compat:str=None,     # None, or 'original': edges and floor of the published code, in bits
 )->Tensor:               # (D,) float32
     "Estimate the divergence of every neuron by histograms."
@@ -122,7 +123,7 @@ def histogram_divergence(
     if compat:
         present = torch.bincount(labels, minlength=n_classes) > 0
         return torch.cat([_original_js(k[:, :], present, constant).float() for s in _parts_of(x) for k, constant in [_original_counts(x[:, s], labels, n_classes, bins)]])
-    return _in_unit(torch.cat([_js(_count(_bins(x[:, s], bins, binning), labels, n_classes, bins)) for s in _parts_of(x)]), unit, c)
+    return _in_unit(torch.cat([_js(_count(_bins(x[:, s], bins, binning), labels, n_classes, bins), miller_madow) for s in _parts_of(x)]), unit, c)
 
 # %% ../../nbs/22_signals.divergence.ipynb #befe44d1
 def debiased_divergence(
