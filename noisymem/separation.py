@@ -22,7 +22,7 @@ from .scores.dynamics import FullDynamics
 from .train import Dynamics, get_recipe, train
 
 # %% ../nbs/50ab_separation.ipynb #6d5e1825
-def _net(data, model, seed): return make_model(model, data.n_classes, tuple(data.x.shape[1:]), seed=seed)
+def _net(data, model, seed, width=1.): return make_model(model, data.n_classes, tuple(data.x.shape[1:]), width=width, seed=seed)
 
 def _kept(rec):
     "The arrays of a record that figures look at."
@@ -48,6 +48,7 @@ def load_or_run_second_split(
     model:str, recipe,  # as `load_or_run_dynamics` takes them
     epochs:int,         # of the second split
     seed:int=0,         # likewise, and of the halves
+    width:float=1.,     # of the network
 )->dict:                # correct (epochs, N) bool
     "Train on a half, then on the other, both ways."
     how = get_recipe(recipe)
@@ -56,12 +57,12 @@ def load_or_run_second_split(
     def make():
         correct = np.zeros((epochs, data.n), bool)
         for first in (half, ~half):
-            net, watch = _net(data, model, seed), Dynamics()
+            net, watch = _net(data, model, seed, width), Dynamics()
             train(net, data, how, seed=seed, positions=first)
             train(net, data, then, seed=seed, positions=~first, observers=[watch])
             correct[:, first] = watch.records(data)['correct'][:, first]
         return dict(correct=correct)
-    return load_or_make('second_split', dict(data=data.fingerprint, model=model, seed=seed, recipe=how, second=then), make, code=(train, FullDynamics, MODELS[model][0]))
+    return load_or_make('second_split', dict(data=data.fingerprint, model=model, seed=seed, recipe=how, second=then) | (dict(width=width) if width != 1 else {}), make, code=(train, FullDynamics, MODELS[model][0]))
 
 # %% ../nbs/50ab_separation.ipynb #8b4e2a52
 def load_or_run_cross(
