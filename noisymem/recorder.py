@@ -24,7 +24,7 @@ from .signals.densities import adaptive_divergence, ecf_divergence, kde_divergen
 from .signals.divergence import debiased_divergence, gaussian_divergence, histogram_divergence
 from .signals.network import GradientSums, activation_frequency, class_graph_entropy, gradient_statistics, weight_norm
 from .signals.predictions import check_parts, prediction_changes, prediction_signals
-from .signals.sensitivity import critical_samples, gini, loss_sensitivity
+from .signals.sensitivity import critical_samples, gini, has_input_gradient, loss_sensitivity
 from .stopping_nets import TokenBlock
 from .train import Evaluation, to_device
 
@@ -145,12 +145,15 @@ def _divergence(estimator):
 # %% ../nbs/24a_recorder.ipynb #edbf7b61
 def _sensitivity(look, n=500, norm=1):
     "Mean over inputs, and Gini coefficient."
-    each = loss_sensitivity(look.model, *look.inputs(n), norm)
+    x, labels = look.inputs(n)
+    if not has_input_gradient(look.model, x): return dict(loss_sensitivity=math.nan, loss_sensitivity_gini=math.nan)
+    each = loss_sensitivity(look.model, x, labels, norm)
     return dict(loss_sensitivity=float(each.mean()), loss_sensitivity_gini=gini(each))
 
 def _critical(look, n=100, rounds=5, fewest=0, **options):
     "Share of inputs that turn; radius, step and noise are those of inputs in [0, 1]."
     x, _ = look.inputs(n)
+    if not has_input_gradient(look.model, x): return math.nan
     scale = 1/torch.as_tensor(look.std, dtype=x.dtype, device=x.device).view(-1, *[1]*(x.ndim - 2))
     return critical_samples(look.model, x, scale=scale, rounds=rounds, fewest=fewest, seed=look.seed, **options).float().mean()
 

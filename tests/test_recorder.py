@@ -1,5 +1,6 @@
 "The recorder: online = offline, a pass that is shared, any module, bad input; and the histories that are kept."
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,6 +170,14 @@ def test_where_it_looks(name, shape, width, widths):
     net = make_model(name, 10, shape, width=width).eval()
     with watch(net, find_points(net)) as seen, torch.no_grad(): net(torch.rand(2, *shape))
     assert [v[0].shape[1] for v in seen.values()] == widths and all(len(v) == 1 for v in seen.values())
+
+
+def test_words_that_are_looked_up():
+    data = from_arrays(np.random.default_rng(0).integers(0, 9, (30, 12)).astype('float32'), np.arange(30) % 3, class_names=('a', 'b', 'c'))
+    data = replace(data, mean=(0.,)*12, std=(1.,)*12)
+    net = make_model('news_words', 3, (12,), width=.02)
+    history, _ = record_signals(net, data, [net.state_dict()], 'cpu', signals=[s for s in MEASURES if s != 'cnd:ecf'])
+    assert np.isnan(history['loss_sensitivity']).all() and np.isnan(history['critical_sample_ratio']).all() and np.isfinite(history['cnd:histogram']).all()
 
 
 def test_from_records(blobs):
