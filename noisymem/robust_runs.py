@@ -5,29 +5,70 @@
 # %% auto #0
 __all__ = ['load_or_run_robust']
 
-# %% ../nbs/50ad_robust_runs.ipynb #83d7ac76
+# %% ../nbs/50ad_robust_runs.ipynb #82ff850d
+from contextlib import suppress
+
 import torch
 
+from .codehash import code_hash
+from .core import array_hash, check_choice, config_hash, pick_device, results_dir
 from .data import Dataset
+from .encoders import load_or_run_simclr
 from .methods.robust import train_robust, transition_of
+from .methods.simclr import load_encoder, make_encoder
 from .models import MODELS
 from .runs import load_or_make
 from .train import get_recipe
+
+# %% ../nbs/50ad_robust_runs.ipynb #274ecce5
+_KEPT = ('prediction', 'test_accuracy', 'learning_rate', 'base', 'contrast', 'regulariser', 'given_label', 'held_out')
+_OF_REGULARISER = ('reg', 'contrast', 'alpha', 'plain_until')
+
+def _network(run, which, data, model, width, seed):
+    "The network that a training of cross-entropy left."
+    net = make_encoder(model, data.n_classes, tuple(data.x.shape[1:]), width, seed)
+    load_encoder({k.removeprefix(f'{which}.'): v for k, v in run.items() if k.startswith(f'{which}.')}, net, head=True)
+    return net.eval()
+
+def _settle(options):
+    "Options without those that nothing reads."
+    if options.get('regulariser'): return options
+    return {k: v for k, v in options.items() if k not in _OF_REGULARISER and (k != 'view' or options.get('extra_views'))}
 
 # %% ../nbs/50ad_robust_runs.ipynb #0fcbfc1f
 def load_or_run_robust(
     data:Dataset,
     model:str, recipe,     # as `train_robust` takes them
     width:float=1., seed:int=0, # likewise
+    encoder:dict=None,     # settings of `load_or_run_simclr`: train it without labels, start from its backbone
+    after:str=None,        # go on from cross-entropy: 'last' or 'best' epoch
+    first=None,            # recipe of that; default the same
     transition:str=None,   # of loss 'forward': 'anchor' or 'hoc', see `transition_of`
-    **options,             # of `RobustObjective`, plain JSON
-)->dict:                   # prediction (E, N); test_accuracy, base, contrast, regulariser (E,); given_label (N,); of plain cross-entropy also anchor, hoc (K, K)
+    **options,             # of `train_robust` and `RobustObjective`, plain JSON
+)->dict:                   # prediction (E, N); test_accuracy, learning_rate, base, contrast, regulariser (E,); given_label, held_out (N,); transition (K, K); of cross-entropy also the weights 'last.*' and 'best.*'
     "Train with a robust loss, the regulariser, or both."
-    how = dict(model=model, recipe=get_recipe(recipe), width=width, seed=seed)
-    plain = not options
-    matrix = {} if transition is None else dict(options=dict(transition=torch.from_numpy(load_or_run_robust(data, **how)[transition])))
+    check_choice('after', after, [None, 'last', 'best'])
+    if transition is not None: check_choice('transition', transition, ['anchor', 'hoc'])
+    how, options = dict(model=model, recipe=get_recipe(recipe), width=width, seed=seed), _settle(options)
+    keep_weights = options.get('loss', 'ce') == 'ce'
+    start = None if encoder is None else load_or_run_simclr(data, **dict(model=model, width=width) | encoder)[0]
+    settings = how | options | dict(encoder=start and array_hash(*start.state_dict().values()), after=after, first=first and get_recipe(first), transition=transition, data=data.fingerprint, code=code_hash(load_or_run_robust, _network, MODELS[model][0]))
+    unfinished = results_dir()/'robust'/f'{config_hash(settings)}.safetensors'
     def make():
-        net, rec = train_robust(data, **how, **options, **matrix)
-        device = next(net.parameters()).device
-        return {k: rec[k] for k in ('prediction', 'test_accuracy', 'base', 'contrast', 'regulariser', 'given_label')} | ({k: transition_of(net, data, k, device) for k in ('anchor', 'hoc')} if plain else {})
-    return load_or_make('robust', how | options | dict(transition=transition, data=data.fingerprint), make, code=(train_robust, transition_of, MODELS[model][0]))
+        more, found = dict(encoder=start), {}
+        if after or transition:
+            same = {k: options[k] for k in ('regulariser', 'reg', 'contrast', 'alpha', 'view', 'held_out', 'extra_views', 'compat') if k in options}
+            before = load_or_run_robust(data, model, first or recipe, width, seed, encoder, **same)
+            net = _network(before, after or 'last', data, model, width, seed)
+        if transition:
+            old = options.get('compat') is not None
+            way = (dict(mode='training', augment=how['recipe'].augment) | (dict(compat='original') if transition == 'hoc' else {})) if old else {}
+            found = dict(transition=transition_of(net, data, transition, str(pick_device('auto')), **way))
+            more['options'] = dict(transition=found['transition'])
+        if after: more['start'] = net
+        trained, rec, *best = train_robust(data, **how, **options, **more, best=keep_weights, checkpoint=unfinished)
+        if keep_weights: found |= {f'last.{k}': v.cpu() for k, v in trained.state_dict().items()} | {f'best.{k}': v for k, v in best[0].items()}
+        return {k: rec[k] for k in _KEPT} | found
+    made = load_or_make('robust', settings, make)
+    with suppress(OSError): unfinished.unlink(missing_ok=True)
+    return made

@@ -10,7 +10,8 @@ from noisymem.data import from_arrays, load_dataset, sample
 from noisymem.losses import LOSSES, EarlyLearning, cross_entropy, peer_loss
 from noisymem.methods import robust as M
 from noisymem.methods.representation import rep_reg
-from noisymem.methods.robust import CARDS, RobustObjective, follow_memorization, list_stages, train_robust, transition_of
+from noisymem.methods.linear_probe import make_bank
+from noisymem.methods.robust import ORIGINAL, TABLES, RobustObjective, choose_epoch, follow_memorization, list_stages, train_robust, transition_of
 from noisymem.methods.simclr import save_encoder
 from noisymem.noise import add_noise
 from noisymem.records import Records
@@ -94,10 +95,10 @@ def test_warmup_is_cross_entropy(data):
 def test_terms_count_from_their_epoch(data):
     _, rec = run(data, regulariser='distance', plain_until=2, view=dict(jitter=0.))
     assert (rec['regulariser'] > 0).tolist() == (rec['contrast'] > 0).tolist() == [False, False, True, True] and (rec['base'] > 0).all()
-    assert set(rec.rows) == {'loss', 'margin', 'prediction', 'correct', 'test_accuracy', 'base', 'contrast', 'regulariser'} and len(rec) == 4
+    assert set(rec.rows) == {'loss', 'margin', 'prediction', 'correct', 'test_accuracy', 'learning_rate', 'base', 'contrast', 'regulariser'} and len(rec) == 4
 
 
-@pytest.mark.parametrize('options', [dict(loss='elr', regulariser='distance', plain_until=2), dict(loss='peer', warmup=1), dict(loss='sce', regulariser='angle', warmup=1, plain_until=1, compat='original')], ids=str)
+@pytest.mark.parametrize('options', [dict(loss='elr', regulariser='distance', plain_until=2), dict(loss='peer', warmup=1, held_out=.2), dict(loss='sce', regulariser='angle', warmup=1, plain_until=1, compat='original')], ids=str)
 def test_resumed_is_uninterrupted(data, tmp_path, monkeypatch, options):
     options = dict(view=dict(jitter=0.)) | options
     whole_net, whole = run(data, model='fast', **options)
@@ -174,13 +175,122 @@ def test_forward_correction_with_the_identity_is_cross_entropy(data):
     np.testing.assert_allclose(plain['base'], forward['base'], rtol=1e-4)
 
 
-def test_colour_images_and_every_card():
+def test_colour_images_and_every_line_of_the_tables():
     rng = np.random.default_rng(0)
     data = from_arrays(rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8), rng.integers(0, 10, 24), layout='NHWC', class_names=tuple('abcdefghij'))
-    for name, card in CARDS.items():
-        options = {k: card[k] for k in ('loss', 'regulariser', 'warmup', 'plain_until') if k in card} | (dict(options=dict(transition=torch.eye(10))) if card['loss'] == 'forward' else {})
-        _, rec = run(data, card['recipe'] | dict(epochs=1, batch_size=12), model='fast', **options)
-        assert np.isfinite(rec['base']).all(), name
+    seen = set()
+    for name, table in TABLES.items():
+        for method, how in table['methods'].items():
+            options = {k: v for k, v in how.items() if k not in ('recipe', 'first', 'after', 'transition')} | (dict(options=dict(transition=torch.eye(10))) if how.get('loss') == 'forward' else {})
+            if str(options) in seen: continue
+            seen.add(str(options))
+            _, rec = run(data, how.get('recipe', table['recipe']) | dict(epochs=1, batch_size=12, augment=()), model='mlp', **options)
+            assert np.isfinite(rec['base']).all(), (name, method)
+
+
+def test_the_tables_are_those_of_the_study():
+    "Rows, columns, stages and recipes of the command lines."
+    assert list(TABLES['cifar10']['methods']) == [l + r for l in ('CE', 'GCE', 'peer', 'forward', 'HOC', 'ELR') for r in ('', ' + R')]
+    assert TABLES['cifar10']['noises'][:3] == ['symmetric-0.6', 'symmetric-0.8', 'pair-0.4'] and TABLES['gce cifar10']['noises'] == ['symmetric-0.6'] and TABLES['gce cifar100']['noises'] == ['symmetric-0.8']
+    stages = {n: {k: how.get(k) for k in ('warmup', 'plain_until')} for n, how in TABLES['cifar100']['methods'].items()}
+    assert [stages[n]['plain_until'] for n in ('GCE + R', 'SCE + R', 'bootstrap + R', 'ELR + R')] == [22, 23, 23, 25] and [stages[n]['warmup'] for n in ('GCE', 'SCE', 'bootstrap', 'ELR')] == [20, 20, 20, 1]
+    assert TABLES['peer cifar10']['methods']['peer']['after'] == 'last' and TABLES['hoc_reg cifar10']['methods']['HOC + R']['recipe']['lr'] == .01
+    table = list_stages(100, 20, None, TABLES['gce cifar100, original']['methods']['GCE']['compat'])
+    assert (table.loss == 'cross-entropy').sum() == 21 and not table.regularised.any()
+    assert list_stages(100, 20, 22, 'original').regularised.sum() == 100 - 23
+    recipe = M.get_recipe(TABLES['ce cifar10']['recipe'])
+    assert (recipe.momentum, recipe.weight_decay, recipe.batch_size, recipe.epochs, recipe.milestones) == (0, 0, 256, 150, (50,))
+
+
+def test_every_switch_of_the_original_is_there(data):
+    "Each is taken by what it is for, and is not the default but for the regulariser."
+    import inspect
+    takes = lambda f: inspect.signature(f).parameters
+    assert ORIGINAL['compat'] == 'original' and all(takes(f)['compat'].default is None for f in (RobustObjective, list_stages, M.estimate_transition))
+    assert takes(transition_of)['mode'].default != ORIGINAL['mode'] and takes(make_bank)['statistics'].default != ORIGINAL['statistics'] and takes(choose_epoch)['select'].default != ORIGINAL['select']
+    assert all(takes(rep_reg)[k].default == v for k, v in ORIGINAL['reg'].items())
+    with pytest.raises(ValueError): transition_of(None, data, mode='train_aug')
+    assert add_noise(data, rate=.4, **ORIGINAL['noise']).n == data.n
+    assert all(how['compat'] == 'original' and how.get('extra_views', False) == ('cifar100' in name or 'ELR' in m) for name, t in TABLES.items() if name.endswith('original') for m, how in t['methods'].items())
+
+
+def test_extra_views_move_the_norms_of_a_baseline(data):
+    "`--base` of the CIFAR-100 scripts: all three views are passed, one is used."
+    runs = {extra: run(data, RECIPE | dict(epochs=1), model='fast', extra_views=extra, view=dict(jitter=0.))[0].state_dict() for extra in (False, True)}
+    differ = {k for k, v in runs[False].items() if not torch.equal(v, runs[True][k])}
+    assert differ and all('running' in k or 'tracked' in k for k in differ), 'weights are those of a run without'
+
+
+@pytest.mark.parametrize('how', ['anchor', 'hoc'])
+def test_a_matrix_read_off_in_training_mode_is_another_and_moves_the_norms(data, how):
+    net, _ = run(data, RECIPE | dict(epochs=1), model='fast')
+    options = dict(steps=5) if how == 'hoc' else {}
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    plain = transition_of(net, data, how, **options)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    old = transition_of(net, data, how, mode='training', augment=(('crop', 1),), **options)
+    moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and all('running' in k or 'tracked' in k for k in moved) and not net.training
+    assert not torch.equal(plain, old)
+    torch.testing.assert_close(old.sum(1), torch.ones(10, dtype=torch.float64))
+
+
+def test_features_in_training_mode_come_in_the_order_of_the_data():
+    "A network without norms answers as in evaluation mode, however its batches were shuffled."
+    data = sample(load_dataset('digits'), 600, seed=3)
+    net = M.make_model('mlp', 10, (1, 8, 8), width=.1)
+    logits, features = M._ask_in_training(net, data, 0, (), 64)
+    with torch.no_grad(): torch.testing.assert_close(logits, net(normalize(data.x, data.mean, data.std)))
+
+
+def test_what_is_held_out_is_not_trained_on(data):
+    seen, real = [], RobustObjective.__call__
+    RobustObjective.__call__ = lambda self, model, batch: (seen.append(batch.position.clone()), real(self, model, batch))[1]
+    try: _, rec = run(data, RECIPE | dict(epochs=2), loss='peer', held_out=.2)
+    finally: RobustObjective.__call__ = real
+    out = rec['held_out']
+    assert out.sum() == 30 and not out[torch.cat(seen)].any() and len(torch.cat(seen).unique()) == 120
+    table = follow_memorization(rec, data.true_label)
+    fits = rec['prediction'] == rec['given_label']
+    wrong = (data.given_label != data.true_label).numpy() & ~out
+    np.testing.assert_allclose(table.validation, fits[:, out].mean(1)); np.testing.assert_allclose(table.memorized, fits[:, wrong].mean(1)); np.testing.assert_allclose(table.fitted, fits[:, ~out].mean(1))
+    for bad in (-.1, 1, math.nan):
+        with pytest.raises(ValueError, match='held_out must be'): run(data, held_out=bad)
+
+
+def test_peers_are_drawn_from_what_is_trained_on(data):
+    objective = RobustObjective(data, 'peer')
+    objective.trained = torch.arange(0, 150, 3)
+    net = M.make_model('mlp', 10, (1, 8, 8), width=.1)
+    train(net, data, RECIPE | dict(epochs=1), positions=objective.trained, objective=objective, observers=[objective], device='cpu')
+    assert all(sorted(p.tolist()) == list(range(0, 150, 3)) for p in objective.peers)
+
+
+def test_which_epoch_is_taken():
+    import pandas as pd
+    table = pd.DataFrame(dict(epoch=[1, 2, 3, 4], validation=[.1, .5, .5, .2], test_accuracy=[.3, .2, .6, .5]))
+    assert [choose_epoch(table, s) for s in ('last', 'validation', 'test')] == [4, 2, 3]
+    with pytest.raises(ValueError, match='nothing was held out'): choose_epoch(table.assign(validation=math.nan), 'validation')
+    with pytest.raises(ValueError, match="select must be one of 'last'"): choose_epoch(table, 'best')
+
+
+def test_a_network_goes_on_head_and_all(data):
+    net, first = run(data, RECIPE | dict(epochs=3))
+    for start in (net, {k: v.numpy() for k, v in net.state_dict().items()}):
+        _, rec = run(data, RECIPE | dict(epochs=1, lr=1e-8), start=start, loss='peer')
+        assert (rec['prediction'][0] == first['prediction'][-1]).all()
+    with pytest.raises(ValueError, match='whole backbone and head'): run(data, start=M.make_model('mlp', 7, (1, 8, 8), width=.1))
+    with pytest.raises(ValueError, match='whole backbone'): run(data, encoder=M.make_model('mlp', 10, (1, 8, 8), width=.2))
+    assert run(data, encoder=M.make_model('mlp', 7, (1, 8, 8), width=.1))[1]['base'].shape == (4,), 'an encoder has no say in the head'
+
+
+def test_the_best_weights_are_those_of_the_best_epoch(data, tmp_path):
+    _, rec, best = run(data, RECIPE | dict(epochs=6, lr=.3), best=True)
+    epoch = int(np.argmax(rec['test_accuracy']))
+    net = M.make_model('mlp', 10, (1, 8, 8), width=.1)
+    net.load_state_dict(best)
+    with torch.no_grad(): said = net(normalize(data.x, data.mean, data.std)).argmax(1).numpy()
+    assert (said == rec['prediction'][epoch]).all()
 
 
 @pytest.mark.parametrize('options, word', [

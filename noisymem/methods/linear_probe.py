@@ -63,24 +63,26 @@ def make_bank(
     views:int=8,               # V, of each training example; 0 = one, the example as it is
     kind:str='weak',           # of view, see `noisymem.views.VIEWS`
     seed:int=0,                # of the views
-    statistics:str='running',  # of the norms: 'running', or those of each 'batch' of views
+    statistics:str='running',  # of the norms: 'running', those of each 'batch' of views, or 'drifted' by the views
     batch_size:int=512,
     device='auto',
     **view,                    # settings of the view
 )->FeatureBank:                # float16, on the CPU
     "Ask a frozen encoder about every example."
     check_range('views', views, 0, math.inf, '[)')
-    check_choice('statistics', statistics, ['running', 'batch'])
+    check_choice('statistics', statistics, ['running', 'batch', 'drifted'])
     device = pick_device(device)
     precision, frozen = pick_precision('auto', device), copy.deepcopy(model).to(device).eval()
     x, shape = data.x.to(device), tuple(data.x.shape[1:])
-    plain, test = (_ask(frozen, data, t, draw_view('plain', len(t), None, shape), precision, batch_size) for t in (x, data.x_test.to(device)))
-    frozen.train(statistics == 'batch')
+    as_they_are = lambda: [_ask(frozen.eval(), data, t, draw_view('plain', len(t), None, shape), precision, batch_size) for t in (x, data.x_test.to(device))]
+    plain, test = as_they_are()
+    frozen.train(statistics != 'running')
     seen = []
     for v in range(views):
         draws = draw_view(kind, data.n, make_generator(seed, 'bank', v), shape, **view).to(device)
-        order = torch.randperm(data.n, generator=make_generator(seed, 'bank order', v)) if statistics == 'batch' else None
+        order = None if statistics == 'running' else torch.randperm(data.n, generator=make_generator(seed, 'bank order', v))
         seen.append(_ask(frozen, data, x, draws, precision, batch_size, order))
+    if statistics == 'drifted': plain, test = as_they_are()
     return FeatureBank(torch.stack(seen) if seen else plain[None], plain, test)
 
 # %% ../../nbs/34a_methods.linear_probe.ipynb #d829a2f2
@@ -182,7 +184,7 @@ class Heads(nn.Module):
         parts = [self(part.to(self.weight[0].dtype)).argmax(1) for part in x.split(batch_size)]
         return torch.cat(parts, 1) if parts else torch.zeros(len(self.weight[0]), 0, dtype=torch.int64, device=x.device)
 
-# %% ../../nbs/34a_methods.linear_probe.ipynb #f05fba21
+# %% ../../nbs/34a_methods.linear_probe.ipynb #6e221834
 _OF_LABEL = { # loss: of the log-probability of the label
     'ce': lambda l: -l, 'mae': lambda l: -2*l.expm1(), 'gce': lambda l, q=.7: -(q*l).expm1()/q, 'stable_ce': lambda l, floor=1e-5: -(l.exp() + floor).log(),
     'truncated_gce': lambda l, q=.7, k=.5: torch.where(l > math.log(k), -(q*l).expm1()/q, (1 - k**q)/q),

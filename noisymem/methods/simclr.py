@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..augment import normalize
@@ -204,18 +204,21 @@ def _read_tensors(path):
     except Exception as e: raise ValueError(f'encoder file {path} cannot be read ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""})') from None
     return {_our_name(k): v for k, v in tensors.items()}
 
-# %% ../../nbs/34_methods.simclr.ipynb #691d295f
+# %% ../../nbs/34_methods.simclr.ipynb #6ef786de
 def load_encoder(
-    path,              # .safetensors, or .pth / .pt with a state dictionary
+    path,              # .safetensors, or .pth / .pt with a state dictionary; or a network, or its tensors by name
     model:Classifier,  # changed in place
+    head:bool=False,   # the head of the classes as well, which must fit then
 )->dict:               # names: 'loaded', 'ignored' (in the file only, or of another shape)
     "Load the backbone, and the heads that fit; a file without the whole backbone raises `ValueError`."
-    found, wanted = _read_tensors(path), model.state_dict()
-    fits = {k for k, v in found.items() if k in wanted and v.shape == wanted[k].shape and not k.startswith('head.')}
-    lacking = [k for k in wanted if k.startswith('backbone.') and k not in fits]
+    name, wanted = f'encoder file {path}' if isinstance(path, (str, Path)) else 'encoder', model.state_dict()
+    found = _read_tensors(path) if isinstance(path, (str, Path)) else path.state_dict() if isinstance(path, nn.Module) else {k: torch.as_tensor(v) for k, v in path.items()}
+    fits = {k for k, v in found.items() if k in wanted and v.shape == wanted[k].shape and (head or not k.startswith('head.'))}
+    needed = [k for k in wanted if k.startswith(('backbone.', 'head.') if head else 'backbone.')]
+    lacking = [k for k in needed if k not in fits]
     if lacking:
         k = lacking[0]
         got = f'of shape {tuple(found[k].shape)} in place of {tuple(wanted[k].shape)}' if k in found else 'not there'
-        raise ValueError(f'encoder file {path} must hold the whole backbone; {len(lacking)} of {sum(n.startswith("backbone.") for n in wanted)} tensors do not fit, the first is {k}, {got}')
+        raise ValueError(f'{name} must hold the whole backbone{" and head" if head else ""}; {len(lacking)} of {len(needed)} tensors do not fit, the first is {k}, {got}')
     model.load_state_dict(wanted | {k: found[k] for k in fits})
     return dict(loaded=sorted(fits), ignored=sorted(set(found) - fits))
