@@ -21,7 +21,12 @@ from .dropouts import ExampleTiedDropout
 from .models import PreActBlock, ResBlock, _backbone, _conv, _global_pool, _norm_relu, mlp_backbone, scaled
 from .zoo import VGG, _halving, _unit
 
-# %% ../nbs/03d_stopping_nets.ipynb #75217811
+# %% ../nbs/03d_stopping_nets.ipynb #c67c2b0f
+def _with_points(net, points):
+    "Say where a recorder should read a backbone inside a `Classifier`."
+    net.points = [f'backbone.{p}' for p in points]
+    return net
+
 class takes_vectors:
     "Mark the builder of a backbone that also takes rows of numbers: `make_model` treats it as it treats `mlp_backbone`."
     def __init__(self, build): update_wrapper(self, build)
@@ -50,7 +55,7 @@ def fcn_backbone(
         mods += [(f'fc{i}', nn.Linear(d, h)), *([(f'bn{i}', nn.BatchNorm1d(h))] if norm else []), (f'act{i}', ACTIVATIONS[activation]())]
         if dropout: mods.append((f'dropout{i}', nn.Dropout(dropout)))
         d = h
-    return _backbone(mods, h)
+    return _with_points(_backbone(mods, h), [f'fc{i}' for i in range(1, layers + 1)])
 
 # %% ../nbs/03d_stopping_nets.ipynb #27e7d0fd
 @takes_vectors
@@ -66,7 +71,7 @@ def news_backbone(
         h = scaled(h, width)
         mods += [(f'fc{i}', nn.Linear(d, h)), (f'bn{i}', nn.BatchNorm1d(h)), (f'act{i}', nn.Softsign()), (f'dropout{i}', nn.Dropout(dropout))]
         d = h
-    return _backbone(mods, d)
+    return _with_points(_backbone(mods, d), [f'fc{i}' for i in range(1, len(sizes) + 1)])
 
 # %% ../nbs/03d_stopping_nets.ipynb #db5164ff
 class WordPool(nn.Module):
@@ -104,7 +109,9 @@ def news_words_backbone(
     "Build the network of the news study on top of a table of words."
     positions = min(positions, math.prod(in_shape))
     rest = news_backbone((positions*dim,), width, sizes, dropout)
-    return _backbone([('words', WordPool(n_words, dim, positions, vectors)), *rest.named_children()], rest.n_features)
+    net = _backbone([('words', WordPool(n_words, dim, positions, vectors)), *rest.named_children()], rest.n_features)
+    net.points = rest.points
+    return net
 
 # %% ../nbs/03d_stopping_nets.ipynb #3a411b09
 def lenet_backbone(
@@ -119,7 +126,7 @@ def lenet_backbone(
     for i, (a, b) in enumerate(((in_shape[0], c1), (c1, c2)), 1):
         mods += [(f'conv{i}', nn.Conv2d(a, b, 5, padding=2 if small else 0)), (f'relu{i}', nn.ReLU()), (f'pool{i}', _halving() if small else nn.MaxPool2d(2)), (f'dropout{i}', nn.Dropout2d(dropout))]
     d = c2*side(in_shape[1])*side(in_shape[2])
-    return _backbone([*mods, ('flat', nn.Flatten()), ('fc', nn.Linear(d, h)), ('relu', nn.ReLU()), ('dropout', nn.Dropout(dropout))], h)
+    return _with_points(_backbone([*mods, ('flat', nn.Flatten()), ('fc', nn.Linear(d, h)), ('relu', nn.ReLU()), ('dropout', nn.Dropout(dropout))], h), ['conv1', 'conv2', 'fc'])
 
 # %% ../nbs/03d_stopping_nets.ipynb #bcb8190b
 def _with_dropout(block, rate):
@@ -167,7 +174,7 @@ def vgg19_backbone(
         side = [-(-n//2) for n in side]
     mods.append(('flat', nn.Flatten()))
     for i, d in enumerate((c_in*math.prod(side), h), 1): mods += [(f'fc{i}', nn.Linear(d, h)), (f'relu{i}', nn.ReLU()), (f'dropout{i}', nn.Dropout(dropout))]
-    return _backbone(mods, h)
+    return _with_points(_backbone(mods, h), [*[f'unit{i}_{n}.act:in' for i, (_, n) in enumerate(VGG, 1)], 'fc1', 'fc2'])
 
 # %% ../nbs/03d_stopping_nets.ipynb #f2ceb830
 class Attention(nn.Module):
@@ -219,7 +226,8 @@ def vit_backbone(
     if any(n % patch for n in in_shape[1:]): raise ValueError(f'in_shape must be a multiple of {patch} pixels a side, got {tuple(in_shape)}')
     dim = heads*scaled(64//heads, width)
     blocks = nn.Sequential(*[TokenBlock(dim, heads, 2*dim) for _ in range(depth)])
-    return _backbone([('tokens', Tokens(in_shape, patch, dim)), ('blocks', blocks), ('norm', nn.LayerNorm(dim)), ('first', FirstToken())], dim)
+    net = _backbone([('tokens', Tokens(in_shape, patch, dim)), ('blocks', blocks), ('norm', nn.LayerNorm(dim)), ('first', FirstToken())], dim)
+    return _with_points(net, [f'blocks.{i}' for i in range(depth)])
 
 # %% ../nbs/03d_stopping_nets.ipynb #ccf8f79a
 class Residual(nn.Module):
