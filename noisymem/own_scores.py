@@ -173,6 +173,11 @@ def _finished(work):
     try: return load_json(work/'finished.json')
     except (FileNotFoundError, ValueError): return dict(budget=0., n_models=0)
 
+def _affordable(left, each, n):
+    "How many networks to train next: half of what the seconds left allow, so that a machine that gets slower costs little."
+    fit = int(min(max(0., left)/max(each, 1e-3), MOST - n))//TURNS*TURNS
+    return fit if fit <= 2*TURNS else fit//2//TURNS*TURNS
+
 def train_own(
     data:Dataset,
     out,                 # folder of the report
@@ -183,7 +188,7 @@ def train_own(
     start:float=None,    # `time.monotonic` when work began
     say=print,           # told what is done
 )->tuple:                # Records of the ensemble, of the watched network, the plan
-    "Train what is missing, in two rounds: the second takes the time that the first left."
+    "Train what is missing, in rounds: each takes of the time that is left."
     start, device = time.monotonic() if start is None else start, pick_device(device)
     work, plan = _open_work(Path(out), data, budget, device, n_models, flip)
     done, before, began = len(list((work/'ensemble'/'shards').glob('seed-*.npz'))), _finished(work), time.monotonic()
@@ -192,10 +197,11 @@ def train_own(
     rec = _train_round(data, plan, work, list(range(n)), device)
     if not n_models and budget > before['budget']:
         each = (time.monotonic() - began)/(n - done + 2) if n > done else plan.seconds/max(1, plan.workers)
-        left = 54*(budget - before['budget']) - 10 - (time.monotonic() - start)
-        more = max(n, int(min(MOST, n + left/max(each, 1e-3)))//TURNS*TURNS)
-        if more > n: rec = _train_round(data, plan, work, list(range(more)), device)
-        save_json(work/'finished.json', dict(budget=budget, n_models=more))
+        while more := _affordable(52*(budget - before['budget']) - 10 - (time.monotonic() - start), each, n):
+            n, began = n + more, time.monotonic()
+            rec = _train_round(data, plan, work, list(range(n)), device)
+            each = (time.monotonic() - began)/more
+        save_json(work/'finished.json', dict(budget=budget, n_models=n))
     (work/'inputs.npz').unlink(missing_ok=True)
     return rec, load_records(_parts(work)[1]), plan
 

@@ -79,7 +79,7 @@ def all_scores(
     if len(rec) < FEW: raise ValueError(f'rec must hold at least {FEW} networks, got {len(rec)}')
     found = _of_one(data, watched, second) | _of_ensemble(data, take_rows(rec, np.arange(FEW)), f' ({FEW})', ratio)
     if len(rec) > FEW: found |= _of_ensemble(data, rec, '', ratio)
-    for a in [n for n in found if n.startswith('suspicion')]: found[a.replace('suspicion', 'suspicion, loss')] = _fused(found[a][0], found['cumulative_loss'][0]), 'held-out', found[a][2] + 1
+    for a in [n for n in found if n.startswith('suspicion')]: found[a.replace('suspicion', 'suspicion + loss')] = _fused(found[a][0], found['cumulative_loss'][0]), 'held-out', found[a][2] + 1
     found['fused'] = _fused(*(found[k][0] for k in ('cumulative_loss', 'aum', 'in:self_confidence', 'neighbours'))), 'dynamics', 1.
     scores = pd.DataFrame({k: np.asarray(v, np.float64) for k, (v, _, _) in found.items()})
     return scores, pd.DataFrame([dict(score=k, family=family, cost=round(cost, 2)) for k, (_, family, cost) in found.items()])
