@@ -22,7 +22,7 @@ from .data import Dataset
 from .models import PreActBlock
 from .signals.densities import adaptive_divergence, ecf_divergence, kde_divergence, knn_divergence, mean_activation, top_divergence
 from .signals.divergence import debiased_divergence, gaussian_divergence, histogram_divergence
-from .signals.network import GradientSums, activation_frequency, class_graph_entropy, gradient_statistics, weight_norm
+from .signals.network import GradientSums, activation_frequency, class_graph_entropy, gradient_statistics, intrinsic_dimension, weight_norm
 from .signals.predictions import check_parts, prediction_changes, prediction_signals
 from .signals.sensitivity import critical_samples, gini, has_input_gradient, loss_sensitivity
 from .stopping_nets import TokenBlock
@@ -174,6 +174,12 @@ def _frequency(look):
     "Share of examples with a value above 0: active after a ReLU."
     return activation_frequency((torch.cat(list(look.values.values()), 1) > 0).float())[0]
 
+def _dimension(look, k=20, n=1000):
+    "Mean over inputs, of the values of the last point."
+    values = list(look.values.values())[-1]
+    rows = torch.randperm(len(values), generator=make_generator(look.seed, 'inputs to look at'))[:n].sort().values.to(values.device)
+    return intrinsic_dimension(values[rows], k).mean() if len(rows) > k else math.nan
+
 def _frozen(look, n=500, batch_size=50):
     "Gradients at the weights after the epoch."
     x, labels = look.inputs(n)
@@ -188,8 +194,8 @@ def _while_training(look):
 MEASURES = { # name: (Look, **options) -> number, (D,) or a dict of them; and the code that makes it
     **{f'cnd:{k}': (_divergence(k), (_divergence, f)) for k, f in ESTIMATORS.items()},
     'activation_frequency': (_frequency, (_frequency,)), 'loss_sensitivity': (_sensitivity, (_sensitivity,)), 'critical_sample_ratio': (_critical, (_critical,)),
-    'class_graph_entropy': (_graphs, (_graphs,)), 'weight_norm': (_weight_norm, (_weight_norm,)), 'frozen_gradient': (_frozen, (_frozen,)), 'gradient': (_while_training, (GradientSums,))}
-BY_POINT = ('cnd:', 'activation_frequency')  # signals that read the points
+    'class_graph_entropy': (_graphs, (_graphs,)), 'weight_norm': (_weight_norm, (_weight_norm,)), 'local_intrinsic_dimension': (_dimension, (_dimension,)), 'frozen_gradient': (_frozen, (_frozen,)), 'gradient': (_while_training, (GradientSums,))}
+BY_POINT = ('cnd:', 'activation_frequency', 'local_intrinsic_dimension')  # signals that read the points
 DEFAULT = ('cnd:histogram', 'cnd:debiased', 'cnd:gaussian', 'activation_frequency', 'loss_sensitivity', 'critical_sample_ratio', 'weight_norm', 'gradient')
 
 # %% ../nbs/24a_recorder.ipynb #9df18a53
@@ -294,10 +300,6 @@ class Recorder:
         if measured: row |= _measured(Look(model, data.x[at], data.mean, data.std, data.given_label[at], logits[train], {p: v[train] for p, v in values.items()}, self.seed), self.signals, self.options)
         self.epochs.append(row)
         return row
-
-    def source(self, signal):
-        "What `Stopper` reads: the latest measurement of a signal. Put the recorder before the stopper."
-        return lambda state: self.epochs[-1].get(signal, math.nan)
 
     @property
     def history(self)->dict:

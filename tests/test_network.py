@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisymem.signals.network import GradientSums, activation_frequency, class_graph_entropy, class_graphs, frequent, graph_weights, gradient_statistics, layer_densities, layer_percentiles, masked, shannon_entropy, von_neumann_entropy, weight_norm
+from noisymem.signals.network import GradientSums, activation_frequency, class_graph_entropy, class_graphs, frequent, graph_weights, gradient_statistics, intrinsic_dimension, layer_densities, layer_percentiles, masked, shannon_entropy, von_neumann_entropy, weight_norm
 
 
 @pytest.fixture
@@ -142,3 +142,11 @@ def test_densities_have_area_one_and_name_bad_layers():
     for _, part in t.groupby(['layer', 'row']): assert abs(np.trapezoid(part.density, part.value) - 1) < .02
     with pytest.raises(ValueError, match="layer 'a'"): layer_densities({'a': torch.full((2, 3), math.nan)}, [0])
     assert abs(weight_norm(nn.Linear(2, 2)) - 0) < 2
+
+
+def test_intrinsic_dimension_slowly():
+    x = torch.randn(25, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for i in range(25):
+        r = sorted(float((x[i] - x[j]).norm()) for j in range(25) if j != i)[:6]
+        assert abs(intrinsic_dimension(x, 6)[i].item() + 1/np.mean([math.log(v/r[-1]) for v in r])) < 1e-8
+    with pytest.raises(ValueError, match='finite'): intrinsic_dimension(x*math.nan)

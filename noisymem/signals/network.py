@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['graph_weights', 'von_neumann_entropy', 'shannon_entropy', 'class_graphs', 'class_graph_entropy',
-           'activation_frequency', 'frequent', 'masked', 'layer_densities', 'layer_percentiles', 'weight_norm',
-           'GradientSums', 'gradient_statistics']
+           'activation_frequency', 'frequent', 'masked', 'layer_densities', 'layer_percentiles', 'intrinsic_dimension',
+           'weight_norm', 'GradientSums', 'gradient_statistics']
 
 # %% ../../nbs/24_signals.network.ipynb #a593219f
 import math
@@ -182,6 +182,18 @@ def layer_percentiles(
     known = ~np.isnan(own).all(1)
     out[:, known] = np.nanpercentile(own[known], list(percentiles), axis=1)
     return out
+
+# %% ../../nbs/24_signals.network.ipynb #3679f815
+def intrinsic_dimension(
+    x,           # (N, D) values
+    k:int=20,    # neighbours, in [2, N)
+)->Tensor:       # (N,) float64; 0 where all neighbours are copies, inf where all are equally far
+    "Estimate the dimension of the data around each example."
+    x = torch.as_tensor(x).double()
+    if x.ndim != 2 or not torch.isfinite(x).all(): raise ValueError(f'x must be finite (N, D), got shape {tuple(x.shape)}')
+    check_range('k', k, 2, len(x) - 1)
+    r = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist').fill_diagonal_(math.inf).topk(k, 1, largest=False).values
+    return torch.where(r[:, -1] > 0, -1/(r/r[:, -1:]).clamp_min(1e-12).log().mean(1), 0.)
 
 # %% ../../nbs/24_signals.network.ipynb #a249e4d4
 def weight_norm(
