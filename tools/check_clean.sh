@@ -14,5 +14,5 @@ for part in nbs tools settings.ini setup.py pyproject.toml README.md; do [ ! -e 
     "$bin/python" tools/make_readme.py
 )
 for part in nbs noisymem README.md; do
-    diff -r -q -x __pycache__ -x .last_checked -x .ipynb_checkpoints "$tmp/$part" "$here/$part" || { echo "noisymem: $part is not what exporting its notebooks gives; commit the result of nbdev_export, nbdev_clean and tools/make_readme.py" >&2; exit 1; }
+    diff -r -q -x __pycache__ -x .last_checked -x explorer.html -x .ipynb_checkpoints "$tmp/$part" "$here/$part" || { echo "noisymem: $part is not what exporting its notebooks gives; commit the result of nbdev_export, nbdev_clean and tools/make_readme.py" >&2; exit 1; }
 done
