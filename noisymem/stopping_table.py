@@ -193,7 +193,7 @@ def leave_one_out(
             chosen = grid.drop(columns=[here]).mean(axis=1).idxmin()
             known = None if fixed is None else next((c for c in grid.index if c[2] == fixed['window'] and c[3] == fixed['patience'] and (c[1] < 0 or (c[1] == fixed['percentile'] and c[0] == -1))), None)
             rows.append(dict(signal=signal, dataset=here[0], noise=here[1]) | dict(zip(names, chosen)) | dict(regret=grid.loc[chosen, here], regret_best=grid[here].min(), regret_fixed=np.nan if known is None else grid.loc[known, here]))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=['signal', 'dataset', 'noise', *names, 'regret', 'regret_best', 'regret_fixed'])
 
 # %% ../nbs/50af_stopping_table.ipynb #86104b17
 def _list(names): return ', '.join(names) if names else 'none'
