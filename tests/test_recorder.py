@@ -172,6 +172,24 @@ def test_where_it_looks(name, shape, width, widths):
     assert [v[0].shape[1] for v in seen.values()] == widths and all(len(v) == 1 for v in seen.values())
 
 
+def test_an_example_of_none_of_the_classes():
+    true = torch.tensor([0, 1, -1, -1]); given = torch.tensor([0, 1, 0, 1])
+    from noisymem.signals.predictions import prediction_signals
+    now = prediction_signals(5*torch.eye(2)[[0, 0, 0, 0]], given, true, parts=dict(clean_validation=[1, 2]))
+    assert (now['clean_train_accuracy'], now['memorized'], now['clean_validation_accuracy']) == (.5, .5, 0)
+
+
+def test_a_weight_without_gradient_in_some_batches(blobs):
+    class Sometimes(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b, self.act, self.n = nn.Linear(5, 3), nn.Linear(5, 3), nn.ReLU(), 0
+        def forward(self, x):
+            self.n += self.training
+            return self.act(self.a(x)) if self.n % 2 else self.act(self.a(x) + self.b(x))
+    r = Recorder(['gradient'])
+    train(Sometimes(), blobs, replace(RECIPE, momentum=0.), observers=[r], device='cpu')
+    assert np.isfinite(r.history['gradient_evidence']).all()
+
+
 def test_words_that_are_looked_up():
     data = from_arrays(np.random.default_rng(0).integers(0, 9, (30, 12)).astype('float32'), np.arange(30) % 3, class_names=('a', 'b', 'c'))
     data = replace(data, mean=(0.,)*12, std=(1.,)*12)

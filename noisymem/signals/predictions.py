@@ -76,7 +76,7 @@ def _wrong(data, rows, generator):
     "A label for each row, uniform over those that are neither given nor true."
     weight = torch.ones(len(rows), data.n_classes)
     for known in (data.given_label, data.true_label):
-        if known is not None: weight.scatter_(1, known[rows, None], 0.)
+        if known is not None: weight[torch.arange(len(rows))[known[rows] >= 0], known[rows][known[rows] >= 0]] = 0.
     if len(rows) and not weight.sum(1).all(): raise ValueError(f'share must be 0 for {data.n_classes} classes when a label is wrong already: no third class is left; sources=\'clean\' leaves one')
     return torch.multinomial(weight, 1, generator=generator)[:, 0] if len(rows) else rows
 
@@ -117,7 +117,10 @@ def prediction_signals(
     predicted, given = _predicted(logits, given_label)
     true = None if true_label is None else true_label.to(logits.device)
     rows = {k: v.to(logits.device) for k, v in parts.items()}
-    def fit(of, labels): return label_fit(logits[rows[of]], labels[rows[of]]) if of in rows and labels is not None else (math.nan, math.nan)
+    def fit(of, labels):
+        if of not in rows or labels is None: return math.nan, math.nan
+        known = rows[of][labels[rows[of]] >= 0]
+        return label_fit(logits[known], labels[known])
     out['train_accuracy'], out['train_loss'] = fit('train', given)
     out['clean_train_accuracy'], _ = fit('train', true)
     out['memorized'] = math.nan if true is None else memorized_share(predicted[rows['train']], given[rows['train']], true[rows['train']])
