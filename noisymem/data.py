@@ -115,6 +115,8 @@ class Dataset:
         shape = 'x'.join(map(str, self.x.shape[1:]))
         return f'Dataset({self.name!r}, {self.n:,} + {len(self.x_test):,} test, {shape} {str(self.x.dtype)[6:]}, {self.n_classes} classes, noise={self.noise!r})'
 
+Dataset._repr_html_ = lambda self: import_module('noisymem.display').dataset_html(self)  # what a notebook shows; outside the class, so that no trained result depends on it
+
 # %% ../nbs/01_data.ipynb #bfc6eeaa
 def _array(name, a):
     "NumPy array of anything regular; raise a `ValueError` that names a ragged list."

@@ -10,6 +10,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import numpy as np
 
@@ -39,6 +40,9 @@ class Records:
         if name in self.rows: return self.rows[name]
         if name in self.shared: return self.shared[name]
         raise KeyError(f'this record has no array {name!r}; it has {sorted(self.rows) + sorted(self.shared)}')
+
+Records._repr_html_ = lambda self: import_module('noisymem.display').records_html(self)  # what a notebook shows; outside the class, so that no trained result depends on it
+Records.__repr__ = lambda self: import_module('noisymem.display').records_text(self)
 
 # %% ../nbs/06_records.ipynb #3a031d5a
 def _npy_bytes(a):

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
+from importlib import import_module
 
 import numpy as np
 import torch
@@ -60,6 +61,8 @@ class RunConfig:
         check_range('subset_ratio', self.subset_ratio, 0, 1, '()')
         check_range('width', self.width, 0, float('inf'), '()')
         check_range('n_examples', self.n_examples, 0, float('inf'), '[)')
+
+RunConfig._repr_html_ = lambda self: import_module('noisymem.display').config_html(self)  # what a notebook shows; outside the class, so that no trained result depends on it
 
 # %% ../nbs/50_runs.ipynb #43e61bc5
 def prepare(
