@@ -21,7 +21,7 @@ from .core import check_choice, check_range, make_generator, pick_device, pick_p
 from .data import Dataset
 from .models import PreActBlock
 from .signals.densities import adaptive_divergence, ecf_divergence, kde_divergence, knn_divergence, mean_activation, top_divergence
-from .signals.divergence import debiased_divergence, gaussian_divergence, histogram_divergence
+from .signals.divergence import classes_used, debiased_divergence, gaussian_divergence, histogram_divergence
 from .signals.network import GradientSums, activation_frequency, class_graph_entropy, gradient_statistics, intrinsic_dimension, weight_norm
 from .signals.predictions import check_parts, prediction_changes, prediction_signals
 from .signals.sensitivity import critical_samples, gini, has_input_gradient, loss_sensitivity
@@ -166,18 +166,26 @@ ESTIMATORS = dict(
     histogram=histogram_divergence, debiased=debiased_divergence, gaussian=gaussian_divergence, adaptive=adaptive_divergence, top=top_divergence,
     mean=mean_activation, knn=knn_divergence, kde=kde_divergence, ecf=ecf_divergence)
 
+def _conditions(look, rows, given):
+    "(n,) bool rows that take part; (n,) labels to condition on."
+    check_choice('rows', rows, ['all', 'correct', 'original'])
+    check_choice('given', given, ['label', 'prediction'])
+    predicted = look.logits.argmax(1)
+    whole = rows == 'all' or rows == 'original' and look.n_classes > 10
+    return torch.ones_like(predicted, dtype=torch.bool) if whole else predicted == look.given_label, look.given_label if given == 'label' else predicted
+
 def _divergence(estimator):
     "Measure of one estimator."
     def measure(look, rows='all', given='label', **options):
-        check_choice('rows', rows, ['all', 'correct', 'original'])
-        check_choice('given', given, ['label', 'prediction'])
-        predicted = look.logits.argmax(1)
-        labels, keep = look.given_label if given == 'label' else predicted, predicted == look.given_label
+        keep, labels = _conditions(look, rows, given)
         values = torch.cat(list(look.values.values()), 1)
-        if rows == 'all' or rows == 'original' and look.n_classes > 10: keep = torch.ones_like(keep)
-        if not keep.any(): return torch.zeros(values.shape[1])
-        return ESTIMATORS[estimator](values[keep], labels[keep], look.n_classes, **options)
+        return ESTIMATORS[estimator](values[keep], labels[keep], look.n_classes, **options) if keep.any() else torch.zeros(values.shape[1])
     return measure
+
+def _classes(look, rows='all', given='label', min_count=1, **options):
+    "Classes that take part in the divergence."
+    keep, labels = _conditions(look, rows, given)
+    return classes_used(labels[keep], look.n_classes, min_count)
 
 # %% ../nbs/24a_recorder.ipynb #edbf7b61
 def _sensitivity(look, n=500, norm=1):
@@ -229,11 +237,11 @@ def _while_training(look):
     return {}
 
 MEASURES = { # name: (Look, **options) -> number, (D,) or a dict of them; and the code that makes it
-    **{f'cnd:{k}': (_divergence(k), (_divergence, f)) for k, f in ESTIMATORS.items()},
+    **{f'cnd:{k}': (_divergence(k), (_divergence, f)) for k, f in ESTIMATORS.items()}, 'classes_used': (_classes, (_classes,)),
     'activation_frequency': (_frequency, (_frequency,)), 'loss_sensitivity': (_sensitivity, (_sensitivity,)), 'critical_sample_ratio': (_critical, (_critical,)),
     'class_graph_entropy': (_graphs, (_graphs,)), 'weight_norm': (_weight_norm, (_weight_norm,)), 'local_intrinsic_dimension': (_dimension, (_dimension,)), 'frozen_gradient': (_frozen, (_frozen,)), 'gradient': (_while_training, (GradientSums,))}
 BY_POINT = ('cnd:', 'activation_frequency', 'local_intrinsic_dimension')  # signals that read the points
-DEFAULT = ('cnd:histogram', 'cnd:debiased', 'cnd:gaussian', 'activation_frequency', 'loss_sensitivity', 'critical_sample_ratio', 'weight_norm', 'gradient')
+DEFAULT = ('cnd:histogram', 'cnd:debiased', 'cnd:gaussian', 'classes_used', 'activation_frequency', 'loss_sensitivity', 'critical_sample_ratio', 'weight_norm', 'gradient')
 
 # %% ../nbs/24a_recorder.ipynb #15594937
 def _rows_and_parts(parts, sample, seed, n):
@@ -249,7 +257,7 @@ def _measured(look, signals, options):
     "Everything that is more than predictions: name -> number or (D,) array."
     row = {}
     for s in signals:
-        found = MEASURES[s][0](look, **((options.get('cnd', {}) if s.startswith('cnd:') else {}) | options.get(s, {})))
+        found = MEASURES[s][0](look, **((options.get('cnd', {}) if s.startswith(('cnd:', 'classes_used')) else {}) | options.get(s, {})))
         row |= found if isinstance(found, dict) else {s: found}
     return {k: float(v) if np.ndim(v) == 0 else torch.as_tensor(v).float().cpu().numpy() for k, v in row.items()}
 

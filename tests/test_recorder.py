@@ -150,6 +150,9 @@ def test_choices_of_the_divergence(blobs):
     assert not np.array_equal(everything, correct) and np.array_equal(look(rows='original'), correct)
     assert not np.array_equal(everything, look(given='prediction')) and not np.array_equal(everything, look(bins=5))
     with pytest.raises(ValueError, match='rows must be one of'): look(rows='wrong')
+    used = lambda **o: record_signals(net, blobs, [net.state_dict()], 'cpu', signals=['classes_used'], options=dict(cnd=o))[0]['classes_used'][0]
+    said = predict(net, blobs.x, blobs.mean, blobs.std).logits.argmax(1)
+    assert (used(), used(given='prediction'), used(rows='correct'), used(min_count=121)) == (3, len(said.unique()), len(said[said == blobs.given_label].unique()), 0)
 
 
 def test_epochs_that_are_not_measured_and_samples(blobs):
