@@ -89,12 +89,15 @@ def _from_archive(path):
     except (tarfile.TarError, EOFError, OSError, zlib.error) as e: raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}), {len(blob):,} bytes; delete it to get it again') from None
     return (*(_messages(f'{path}, {part}', t) for part, t in texts.items()), hashlib.sha256(blob).hexdigest() == _SHA256 or None)
 
-# %% ../nbs/01d_news.ipynb #0497ceec
+# %% ../nbs/01d_news.ipynb #f96be550
+class _Bunch(dict):
+    "What scikit-learn's class of that name holds."
+    def __setstate__(self, state): pass
+
 class _CacheUnpickler(_PlainUnpickler):
     "Unpickler of scikit-learn's cache."
     def find_class(self, module, name):
-        if module.startswith('sklearn.') and name == 'Bunch': return dict
-        if (module, name) in {('builtins', 'str'), ('numpy._core.strings', 'str_')}: return str
+        if module.startswith('sklearn.') and name == 'Bunch': return _Bunch
         return super().find_class(module, name)
 
 def _from_cache(path):
@@ -138,14 +141,14 @@ def mini_news(
     words = iter(sorted({''.join(rng.choice(syllables, 3)) for _ in range(3000)}, key=lambda w: rng.random()))
     take = lambda n: [next(words) for _ in range(n)]
     common, topic, group = take(200), [take(25) for _ in TOPICS], [take(12) for _ in GROUPS]
-    for part, n in zip(_FOLDERS, (per_class, max(per_class//4, 1))):
+    for part, first, n in zip(_FOLDERS, (0, 500), (per_class, max(per_class//4, 1))):
         for g, name in enumerate(GROUPS):
             (folder/part/name).mkdir(parents=True)
             for i in range(n):
                 length = int(rng.integers(15, 90))
                 kind = rng.choice(3, length, p=(.8, .14, .06))
                 text = ' '.join(rng.choice((common, topic[TOPIC_OF[g]], group[g])[k]) for k in kind)
-                (folder/part/name/str(1000*g + i)).write_bytes(f'From: nobody\nSubject: number {i}\nLines: 1\n\n{text}.\n'.encode('latin-1'))
+                (folder/part/name/str(1000*g + first + i)).write_bytes(f'From: nobody\nSubject: number {i}\nLines: 1\n\n{text}.\n'.encode('latin-1'))
 
 # %% ../nbs/01d_news.ipynb #a29b5e5f
 PARTS = ('headers', 'footers', 'quotes')
@@ -258,7 +261,7 @@ def corpus_vectors(
     v = (v[order]*np.sqrt(s[order])[:, None]).T
     v *= np.sign(v[np.abs(v).argmax(0), range(dim)])
     v[0] = 0
-    return (np.round(v/v[1:].std()*.4*256)/256).astype(np.float32)
+    return (np.round(v/np.sqrt((v[1:]**2).mean())*.4*256)/256).astype(np.float32)
 
 # %% ../nbs/01d_news.ipynb #e67d9093
 VIEWS = ('pooled', 'flat', 'mean', 'tokens')
@@ -310,7 +313,7 @@ class WordSet(Dataset):
         n_words = int(tokens.max()) + 1
         counts = sparse.csr_matrix((np.ones(len(row)), (row, tokens[row, place])), (len(tokens), n_words))
         counts.sum_duplicates()
-        counts.data = np.log1p(counts.data)*np.log1p(len(tokens)/np.bincount(counts.indices, minlength=n_words))[counts.indices]
+        counts.data = np.log1p(counts.data)*np.log1p(len(tokens)/np.bincount(counts.indices, minlength=n_words).clip(1))[counts.indices]
         bag = counts @ torch.randn(n_words, 64, generator=make_generator(0, 'news', 'look'), dtype=torch.float64).numpy()
         return torch.from_numpy(bag/np.maximum(np.linalg.norm(bag, axis=1, keepdims=True), 1e-12)).float()
 
@@ -386,7 +389,8 @@ def load_news(
     if classes == 7: y = [torch.tensor(TOPIC_OF)[v] for v in y]
     if view != 'tokens':
         table = _word_vectors(got['train_tokens'], vocabulary, vectors, dim, float(unknown_std), root)
-        x = [torch.from_numpy(pool_words(t.numpy(), table, view, min(positions or (16 if view == 'flat' else 20), max_length))) for t in tokens]
+        positions = positions or min(16 if view == 'flat' else 20, max_length)
+        x = [torch.from_numpy(pool_words(t.numpy(), table, view, positions)) for t in tokens]
     else: x = [t.float() for t in tokens]
     stats = _input_stats(x[0]) if view == 'mean' else ((0.,)*x[0].shape[1], (1.,)*x[0].shape[1])
     whole = split != 'bydate' or (len(y[0]), len(y[1])) == (11_314, 7_532)
