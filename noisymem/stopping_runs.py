@@ -25,7 +25,7 @@ def hold_out(
     noisy_validation:float=.05,    # share held out, in [0, 1)
     clean_validation:float=0.,     # share held out beside it; 0: the same examples as noisy_validation
     polluted:float=.05,            # copies under wrong labels, as a share of what is trained on
-    polluted_use:str='held out',   # 'held out' of the gradient, or 'trained'
+    polluted_use:str='trained',    # or 'held out' of the gradient
     polluted_sources:str='all',    # as `pollute` takes it
     seed:int=0,                    # of all three draws
 )->tuple:                          # Dataset with the copies at its end; parts, see `check_parts`; (n,) int64 positions to train on
