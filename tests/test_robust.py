@@ -293,6 +293,52 @@ def test_the_best_weights_are_those_of_the_best_epoch(data, tmp_path):
     assert (said == rec['prediction'][epoch]).all()
 
 
+@pytest.mark.parametrize('regulariser', [None, 'distance', 'angle'])
+def test_two_classes_in_batches_of_two(regulariser):
+    "Every loss, 7 examples: two batches of two and one of three."
+    rng = np.random.default_rng(0)
+    two = from_arrays(rng.integers(0, 256, (7, 8, 8), dtype=np.uint8), [0, 1, 1, 0, 1, 0, 1], [0, 1, 0, 0, 1, 1, 1])
+    for loss in (*LOSSES, 'elr', 'peer', 'forward'):
+        options = dict(options=dict(transition=torch.tensor([[.7, .3], [.2, .8]]))) if loss == 'forward' else {}
+        _, rec = run(two, RECIPE | dict(epochs=2, batch_size=2, lr=.001), loss=loss, regulariser=regulariser, view=dict(jitter=0.), **options)
+        assert np.isfinite(rec['base']).all() and np.isfinite(rec['regulariser']).all(), loss
+
+
+@pytest.mark.parametrize('rows, word', [([[.5, .5], [.5, .5]], r'shape \(10, 10\)'), (np.eye(10)*.9, 'rows of probabilities that sum to 1'), (np.eye(10, dtype=int), 'be floats'), (np.full((10, 10), np.nan), 'sum to 1')])
+def test_matrices_that_are_none(data, rows, word):
+    "Labels outside the matrix, rows that do not sum to 1."
+    with pytest.raises(ValueError, match='transition must.*' + word.removeprefix('be ')): RobustObjective(data, 'forward', dict(transition=torch.as_tensor(rows)))
+
+
+def test_every_command_of_the_study_has_its_card(root):
+    "The table of commands in the notebook names notebooks that are there and cards that they know."
+    import re
+    from noisymem.encoders import CARDS
+    from noisymem.robust_runs import PATHS
+    text = (root/'nbs'/'37_methods.robust.ipynb').read_text()
+    named = re.findall(r"`(fig_\w+) -p card (?:'([^']+)'|(\w+))`", text)
+    assert len(named) == 9
+    for notebook, *card in named:
+        assert (root/'nbs'/'figs'/f'{notebook}.ipynb').exists() and ''.join(card) in dict(fig_robust_losses=TABLES, fig_encoder_quality=CARDS, fig_learning_path=PATHS)[notebook], card
+    for cards, parameters in ((TABLES, 'fig_robust_losses'), (CARDS, 'fig_encoder_quality'), (PATHS, 'fig_learning_path')):
+        from noisymem.batch import find_notebook, notebook_parameters
+        known = set(notebook_parameters(find_notebook(parameters)))
+        assert all(set(card) <= known for card in cards.values())
+
+
+def test_the_figure_has_the_values_of_the_table(root):
+    import ast
+    from noisymem.batch import find_notebook, notebook_parameters
+    values = {k: ast.literal_eval(v) for k, v in notebook_parameters(find_notebook('fig_robust_losses')).items()}
+    table = TABLES['cifar10']
+    assert {k: values[k] for k in ('dataset', 'noises', 'model')} == {k: table[k] for k in ('dataset', 'noises', 'model')} and list(values['methods']) == list(table['methods'])
+    same = lambda a, b: M.get_recipe(a) == M.get_recipe(b)
+    assert same(values['recipe'], table['recipe'])
+    for name, how in table['methods'].items():
+        ours = values['methods'][name]
+        assert set(ours) == set(how) and all(same(ours[k], v) if k in ('recipe', 'first') else ours[k] == v for k, v in how.items()), name
+
+
 @pytest.mark.parametrize('options, word', [
     (dict(loss='nce'), "loss must be one of 'ce'"), (dict(loss='forward'), 'transition must be'), (dict(loss='forward', options=dict(transition=torch.eye(3))), r'shape \(10, 10\)'),
     (dict(regulariser='rkd'), 'regulariser must be one of'), (dict(alpha=-1), 'alpha must be'), (dict(contrast=math.nan), 'contrast must be'), (dict(warmup=-1), 'warmup must be'), (dict(plain_until=-1), 'plain_until must be'), (dict(compat='orig'), 'compat must be one of')])
