@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from noisymem.signals.densities import ENTROPIES, GRIDS, adaptive_divergence, ecf_divergence, entropy, kde_divergence, knn_divergence, mean_activation, top_divergence
-from noisymem.signals.divergence import BINNINGS, classes_used, debiased_divergence, gaussian_divergence, histogram_divergence
+from noisymem.signals.divergence import BINNINGS, classes_used, debiased_divergence, gaussian_divergence, histogram_divergence, score_by_density
 
 ALL = [histogram_divergence, debiased_divergence, gaussian_divergence, adaptive_divergence, top_divergence, knn_divergence, kde_divergence, ecf_divergence]
 name = lambda f: f.__name__
@@ -187,3 +187,30 @@ def test_original_entropies_lack_their_constants():
     pair = torch.tensor([[-math.log(max(np.mean([math.exp(-(float(a - b))**2/(2*float(h[j])**2)) for b in x[:, j]]), 1e-10)) for a in x[:, j]] for j in range(2)])
     np.testing.assert_allclose(entropy(x, 'kde', 'original'), pair.mean(1))
     for kind in ENTROPIES: assert (entropy(x[:1], kind) == 0).all()
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_score_of_examples_slowly(seed):
+    rng = np.random.default_rng(seed)
+    y = np.r_[0, 1, 1, 3, 3, rng.integers(0, 2, 40)]
+    x = rng.normal(size=(45, 3)).astype('float32'); low, high = x.min(0), x.max(0)
+    index = np.minimum(((x - low)*np.float32(6)/(high - low)).astype(int), 5)
+    want = []
+    for i in range(45):
+        total = 0
+        for j in range(3):
+            def p(c, without): n = sum(y[k] == c and index[k, j] == index[i, j] for k in range(45)) - without; return (n + .5)/((y == c).sum() - without + 3)
+            total += math.log(np.mean([p(c, 0) for c in (0, 1, 3) if c != y[i]])) - math.log(p(y[i], 1))
+        want.append(total/3)
+    np.testing.assert_allclose(score_by_density(torch.tensor(x), torch.tensor(y), 5, 6, 'range', .5), want, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('f', ALL, ids=name)
+def test_cpu_and_gpu_agree(f):
+    g = torch.Generator().manual_seed(8)
+    y = torch.randint(5, (800,), generator=g)
+    x = torch.randn(800, 6, generator=g) + y[:, None]
+    for options in ({}, {'compat': 'original'}):
+        if f is debiased_divergence and options: continue
+        np.testing.assert_allclose(f(x.cuda(), y.cuda(), 5, **options).cpu(), f(x, y, 5, **options), atol=.02 if not options else 1e-3)
