@@ -45,7 +45,7 @@ def find_configs(
             for cell in json.loads(job.notebook.read_text(encoding='utf-8'))['cells']:
                 if cell['cell_type'] != 'code': continue
                 source = ''.join(cell['source'])
-                if re.search(r'\bload_(or_\w+|dataset)\(', source): break
+                if re.search(r'\bload_(or_\w+|dataset|runs)\(', source): break
                 exec(compile(source, str(job.notebook), 'exec'), space)
                 if 'parameters' in cell['metadata'].get('tags', []): space |= job.parameters
         finally:
