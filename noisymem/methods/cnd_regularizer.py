@@ -75,12 +75,13 @@ def gaussian_like(
         own = torch.where((n[used] > 1)[:, None], own + const, 0.)
         return .5*values.var(0).clamp_min(_TINY).log() + const - own.mean(0)
     mixture = variance.mean(0) + means[used].var(0, correction=0)
-    return .5*mixture.clamp_min(_TINY).log() - own.mean(0)
+    return (.5*mixture.clamp_min(_TINY).log() - own.mean(0)).clamp(max=math.log(len(variance)))
 
 # %% ../../nbs/38_methods.cnd_regularizer.ipynb #694ff44c
 def _alive(values, labels, used):
     "(D,) bool, True where every used class has a spread."
     v = values.detach()
+    if not used: return torch.ones_like(v[0], dtype=torch.bool)
     return torch.stack([v[labels == c].amax(0) > v[labels == c].amin(0) for c in used]).all(0)
 
 def _pairwise_entropy(x):
