@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FixedDropout', 'example_masks', 'ExampleTiedDropout', 'of_examples', 'memory_dropped', 'tied']
 
-# %% ../nbs/03c_dropouts.ipynb #0e5ca2e6
-from contextlib import ExitStack, contextmanager
+# %% ../nbs/03c_dropouts.ipynb #090516ae
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from .core import check_choice, check_range
+from .core import check_range
 from .train import supervised
 
 # %% ../nbs/03c_dropouts.ipynb #63b3b6ea
@@ -66,15 +66,15 @@ class ExampleTiedDropout(nn.Module):
         check_range('p_fixed', p_fixed, 0, 1, '(]')
         check_range('p_mem', p_mem, 0, 1, '[]')
         self.p_fixed, self.p_mem, self.index, self.dropped = p_fixed, p_mem, None, False
-        self._rows, self._known = {}, None
+        self._drawn = None  # (n, W) masks so far, 2 in the first column of those that are not drawn yet
 
     def _masks(self, width):
         "(B, W) masks of the examples told; each is drawn once."
-        index = self.index.tolist()
-        if self._known != width: self._rows, self._known = {}, width
-        new = [i for i in index if i not in self._rows]
-        if new: self._rows |= zip(new, example_masks(torch.tensor(new), width, self.p_fixed, self.p_mem))
-        return torch.stack([self._rows[i] for i in index])
+        if self._drawn is None or self._drawn.shape[1] != width: self._drawn = torch.zeros(0, width, dtype=torch.uint8)
+        if (more := int(self.index.max()) + 1 - len(self._drawn)) > 0: self._drawn = torch.cat([self._drawn, torch.full((more, width), 2, dtype=torch.uint8)])
+        new = self.index[self._drawn[self.index, 0] == 2].unique()
+        if len(new): self._drawn[new] = example_masks(new, width, self.p_fixed, self.p_mem)
+        return self._drawn[self.index]
 
     def _scale(self, width):
         "(1, W) factors in evaluation."
