@@ -22,9 +22,10 @@ from noisymem.methods.robust import WITH_STATE, RobustObjective
 from noisymem.methods.semisupervised import PseudoLabels, select_trusted, train_semisupervised
 from noisymem.methods.simclr import Contrast, pretrain
 from noisymem.losses import LOSSES
-from noisymem.plan import find_configs
+from noisymem.recorder import MEASURES, Recorder
 from noisymem.robust_runs import load_or_run_robust
 from noisymem.runs import RunConfig
+from noisymem.stopping_runs import hold_out, load_or_run_history
 from noisymem.views import draw_strong
 
 PAGES = sorted((ROOT/'nbs'/'pages').glob('*.ipynb'))
@@ -58,11 +59,24 @@ TAKES = {  # settings that a notebook hands on, which its own cells before the d
     ('tab_fixed_encoder', 'encoder'): arguments(load_or_run_simclr, pretrain, Contrast, draw_strong), ('tab_fixed_encoder', 'head'): {*HEADS, 'hidden', 'losses', 'seeds'}}
 
 
+def run_settings(job):
+    "Run the cells before the data: imports, parameters, settings."
+    space = {}
+    for cell in [c for c in json.loads(job.notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code'][:3]:
+        exec(''.join(cell['source']), space)
+        if 'parameters' in cell['metadata'].get('tags', []): space |= job.parameters
+
+
 def check_settings(job):
     "Look at the settings that a notebook hands on."
     for key, value in job.parameters.items():
         known = TAKES.get((job.name, key))
         assert known is None or set(value) <= known, f'{key}: {set(value) - known}'
+    for study in job.parameters.get('studies', []): assert study.get('loss', 'ce') in LOSSES, study
+    if 'studies' in batch.notebook_parameters(job.notebook):
+        given = job.parameters.get('options', {})
+        assert set(given) <= arguments(load_or_run_history, Recorder) and set(given.get('parts', {})) <= arguments(hold_out), given
+        assert set(job.parameters.get('signals', [])) <= {*MEASURES, 'susceptibility'}, job.parameters['signals']
     for m in job.parameters.get('methods', {}).values():
         assert set(m) <= arguments(load_or_run_robust, RobustObjective) and set(m.get('reg', {})) <= arguments(rep_reg), m
         assert m.get('loss', 'ce') in [*LOSSES, *WITH_STATE] and m.get('regulariser') in (None, 'distance', 'angle'), m
@@ -80,9 +94,15 @@ def check_run(args):
     "A run of a profile chooses something; the settings of a single notebook are understood by its own cells, without data or training."
     if cli._is_profile(args.what): return batch.choose_jobs(profile(args.what), args.only)
     job = batch.make_job(args.what, cli._parameters(args.parameter, '-p', [k for k, (kind, _) in batch._declared(batch.find_notebook(args.what)).items() if kind == 'str']))
-    find_configs(job)
+    run_settings(job)
     check_settings(job)
     return [job]
+
+
+@pytest.fixture(autouse=True)
+def apart(monkeypatch, tmp_path):
+    "A figure's cells write nowhere but here."
+    for name in ('NOISYMEM_RESULTS', 'NOISYMEM_FIGURE'): monkeypatch.setenv(name, str(tmp_path/name))
 
 
 @pytest.mark.parametrize('name', [p.stem for p in PAGES])
@@ -106,8 +126,7 @@ def test_a_wrong_command_would_be_noticed(wrong):
     with pytest.raises((ValueError, KeyError, AssertionError)): check_run(cli._parser().parse_args(['run', *shlex.split(wrong)]))
 
 
-def test_a_command_is_a_dry_run_away(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
+def test_a_command_is_a_dry_run_away(capsys, tmp_path):
     words = next(w for w in commands('originals') if '-p' in w and w[1] == 'run')
     assert cli.main([*words[1:], '--dry-run']) == 0 and 'would run (new)' in capsys.readouterr().out and not list(tmp_path.iterdir())
 
