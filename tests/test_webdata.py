@@ -586,6 +586,20 @@ def test_broken_tiny_imagenet(drawn, tmp_path):
     refused('val_annotations.txt is not there', FileNotFoundError)
 
 
+def test_order_of_wnids_decides_numbers_and_nothing_else(drawn, tmp_path):
+    "The official list is in no order; another order gives other numbers, unless order='sorted'."
+    root = tiny(drawn, tmp_path)
+    wnids = lines(root/'wnids.txt')[:-1]
+    assert wnids != sorted(wnids)
+    before, by_id = wd.load_tiny_imagenet(root, size=16), wd.load_tiny_imagenet(root, order='sorted', size=16)
+    (root/'wnids.txt').write_text('\n'.join(wnids[::-1]) + '\n')
+    after = wd.load_tiny_imagenet(root, size=16)
+    assert after.class_names == before.class_names[::-1] and torch.equal(after.given_label, 9 - before.given_label) and torch.equal(after.index, before.index) and torch.equal(after.x, before.x)
+    assert wd.load_tiny_imagenet(root, order='sorted', size=16).fingerprint == by_id.fingerprint and torch.equal(by_id.index, before.index)
+    (root/'wnids.txt').write_text('\n'.join(sorted(wnids)) + '\n')
+    assert wd.load_tiny_imagenet(root, size=16).fingerprint == by_id.fingerprint
+
+
 @pytest.mark.parametrize('classes', [1, 11, -1, 2.5, True, 'n1', None, [], ['nope']])
 def test_classes_that_are_none(drawn, classes):
     with pytest.raises(ValueError, match='class'): wd.load_tiny_imagenet(drawn/'tiny_imagenet', classes)
