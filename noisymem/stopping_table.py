@@ -211,15 +211,14 @@ def write_verdict(
     if len(useful) < len(gap): words.append(f"There is little to stop for on {_list([p for p in gap.index if p not in useful])}.")
     signals = s[~s.method.isin(BASELINES) & s.place.isin(useful)]
     if len(signals):
-        wide = signals.pivot_table(index='method', columns='place', values='recovered', sort=False)
-        half, harm = wide.index[(wide >= .5).all(axis=1)], [f"{m} on {_list([p for p in wide.columns if wide.loc[m, p] < 0])}" for m in wide.index if (wide.loc[m] < 0).any()]
-        order = wide.mean(axis=1).sort_values(ascending=False)
-        words.append(f"Share of it recovered, mean over label sets: {', '.join(f'{m} {v:.0%}' for m, v in order.items())}. At least half of it on every label set: {_list(list(half))}. Worse than training to the end: {'; '.join(harm) if harm else 'none'}.")
+        wide, lost = (signals.pivot_table(index='method', columns='place', values=v, sort=False) for v in ('recovered', 'regret'))
+        half, harm = wide.index[(wide >= .5).all(axis=1)], [f"{m} on {_list(bad)}" for m in wide.index if (bad := [p for p in wide.columns if lost.loc[m, p] > gap[p] + worth/2])]
+        order = (1 - lost.sum(axis=1)/gap[useful].sum()).sort_values(ascending=False)
+        words.append(f"Share of these gaps recovered, all label sets together: {', '.join(f'{m} {v:.0%}' for m, v in order.items())}. At least half of it on every label set: {_list(list(half))}. Worse than training to the end by {50*worth:g} points or more: {'; '.join(harm) if harm else 'none'}.")
         noisy = s[(s.method == 'noisy validation') & s.place.isin(useful)].set_index('place').regret
         if len(noisy):
-            regret = signals.pivot_table(index='method', columns='place', values='regret', sort=False)
-            beats = {m: int((regret.loc[m] < noisy).sum()) for m in regret.index}
-            words.append(f"Against stopping on a noisy validation set (mean regret {100*noisy.mean():.1f} points), lower regret on {', '.join(f'{n} of {len(noisy)} by {m}' for m, n in beats.items())}.")
+            beats = {m: int((lost.loc[m] < noisy).sum()) for m in lost.index}
+            words.append(f"Against stopping on a noisy validation set (mean regret {100*noisy.mean():.1f} points, {1 - noisy.sum()/gap[list(noisy.index)].sum():.0%} recovered), lower regret on {', '.join(f'{n} of {len(noisy)} by {m}' for m, n in beats.items())}.")
     idle = s[(s.stopped < 1) & ~s.method.isin(REFERENCES)]
     if len(idle): words.append(f"No stop in some runs: {'; '.join(f'{m} on {_list(list(t.place))}' for m, t in idle.groupby('method', sort=False))}.")
     if overall: words.append(f"Friedman over {overall['n']} label sets and {overall['k']} methods: chi-squared {overall['statistic']:.1f}, p {overall['p']:.3f} (by permutation {overall['p_exact']:.3f}); mean ranks {', '.join(f'{m} {r:.1f}' for m, r in overall['ranks'].sort_values().items())}; critical difference {overall['cd']:.1f}" + (f"; {overall['best']} is better than all others." if overall['best'] else '; no method is better than all others.'))

@@ -84,8 +84,14 @@ def test_verdict_names_what_helps_and_what_harms(runs, rules):
     def flat(run): return run | dict(dataset='flat', history=run['history'] | dict(test_accuracy=np.linspace(.5, .6, 30)))
     table = T.tabulate_stops(runs + [flat(r) for r in runs[:4]], rules)
     text = T.write_verdict(table, T.compare_methods(table))
-    assert 'There is little to stop for on flat rand1.' in text and '12 runs on 3 label sets' in text and 'Worse than training to the end: ' in text and 'critical difference' in text
+    assert 'There is little to stop for on flat rand1.' in text and '12 runs on 3 label sets' in text and 'Worse than training to the end by 0.5 points or more: ' in text and 'critical difference' in text
     assert T.write_verdict(table[table.dataset == 'flat'], None).startswith('4 runs on 1 label sets')
+
+
+def test_a_small_gap_does_not_rule_the_verdict():
+    rows = [dict(dataset=d, noise='n', loss='ce', ratio=.4, seed=s, method=m, stopped=True, epoch=5, delta_epoch=0, accuracy=.5, regret=r, gap=g, memorized=0., correlation=0.) for d, g in (('large', .2), ('small', .01)) for s in (0, 1) for m, r in (('oracle', 0.), ('CND', .04), ('last epoch', g))]
+    text = T.write_verdict(pd.DataFrame(rows))
+    assert f'all label sets together: CND {1 - .08/.21:.0%}.' in text and 'Worse than training to the end by 0.5 points or more: CND on small n.' in text
 
 
 def test_leave_one_out_never_looks_at_home(runs):
