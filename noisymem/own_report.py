@@ -20,6 +20,7 @@ from PIL import Image
 from .core import pick_device, provenance, save_atomic, save_json
 from .gallery import STYLE
 from .own_data import OwnData, read_own
+from .own_explorer import explore_report
 from .own_scores import TRIAGE, _write_npy, score_own, train_own
 from .train import get_recipe
 
@@ -103,7 +104,7 @@ def report_html(
     style = STYLE + '.thumb { width: 64px; height: 64px; object-fit: contain; image-rendering: pixelated; padding: 0; margin: 0; border-radius: 2px } td { overflow-wrap: anywhere }'
     return ('<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<title>noisymem: {html.escape(_text(own.source.name))}</title><style>{style}</style><h1>Which labels look wrong? {html.escape(_text(own.source.name))}</h1>'
-            + ''.join(f'<p>{html.escape(s)}</p>' for s in _summary(own, table, about)) + (f'<h2>What was odd</h2><ul>{said}</ul>' if said else '')
+            + ''.join(f'<p>{html.escape(s)}</p>' for s in _summary(own, table, about)) + '<p><a href="explorer.html">Look at all of them</a>: sort, filter, mark what is wrong.</p>' + (f'<h2>What was odd</h2><ul>{said}</ul>' if said else '')
             + '<h2>Look here first</h2>' + _grid(rows, ['picture']*images + head)
             + ('<h2>Which label for which</h2>' + _grid(pairs, ['given', 'networks say', 'examples', 'of the given']) if pairs else '')
             + f'<h2>The words</h2><ul>{"".join(f"<li><b>{k}</b>: {v}</li>" for k, v in WORDS.items())}</ul><p class="cost">noisymem {html.escape(about["versions"])}</p></html>\n')
@@ -166,8 +167,9 @@ def score_source(
     for p in own.problems: say(f'note: {p}')
     rec, watched, plan = train_own(own.data, out, budget, device, n_models, flip, start, say)
     table, p = score_own(own, rec, watched)
-    about = dict(status='done', source=_text(own.source.name), problems=[_text(q) for q in own.problems], n=own.data.n, classes=list(map(_text, own.data.class_names)), n_models=len(rec), plan=vars(plan), epochs=get_recipe(plan.recipe).epochs,
+    about = dict(status='done', source=_text(own.source.name), where=_text(own.source.resolve()), problems=[_text(q) for q in own.problems], n=own.data.n, classes=list(map(_text, own.data.class_names)), n_models=len(rec), plan=vars(plan), epochs=get_recipe(plan.recipe).epochs,
                  budget=budget, seconds=round(time.monotonic() - start, 1), device=str(pick_device(device)), provenance=provenance(), versions=' '.join(f'{k} {v}' for k, v in provenance().items() if k in ('noisymem', 'torch')))
     write_report(own, table, p, out, about)
+    explore_report(out, source)
     say(f'{_summary(own, table, about)[0]} {out/"report.html"}')
     return table
