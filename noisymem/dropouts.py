@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FixedDropout', 'example_masks', 'ExampleTiedDropout', 'of_examples', 'memory_dropped', 'tied']
 
-# %% ../nbs/03c_dropouts.ipynb #090516ae
+# %% ../nbs/03c_dropouts.ipynb #78c628d8
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
 from .core import check_range
-from .train import supervised
 
 # %% ../nbs/03c_dropouts.ipynb #63b3b6ea
 class FixedDropout(nn.Module):
@@ -120,7 +120,7 @@ def tied(
     index:Tensor=None,  # (N,) int64 number of each row of the data, e.g. `data.index`; default the row itself
 ):                      # objective
     "Make an objective tell example-tied layers which examples are in the batch."
-    objective = objective or supervised()
+    objective = objective or import_module('noisymem.train').supervised()
     number = None if index is None else _check_index(index)
     def tell(model, batch):
         rows = batch.position.cpu()
