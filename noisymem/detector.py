@@ -71,6 +71,29 @@ def train_modules(
     rec = merge_records(rows)
     return Records(rec.rows, {k: v.astype(np.int64) for k, v in _shared_arrays(data, design).items()}, rec.meta)
 
+# %% ../nbs/51c_detector.ipynb #a9c24e2f
+def _maker(detector, data):
+    "Function of a seed that makes a network, and its name where it is one of this library."
+    model = detector.model
+    if isinstance(model, nn.Module): return lambda seed: copy.deepcopy(model), None
+    if model is not None and not isinstance(model, str): return model, None
+    name = model or KINDS_OWN[_kind(data)][0]
+    return lambda seed: make_model(name, data.n_classes, tuple(data.x.shape[1:]), width=detector.width, seed=seed), name
+
+def _train_all(detector, data):
+    "Records of the ensemble and of the network that sees everything."
+    base = check_random_state(detector.random_state).randint(2**20)*TURNS
+    seeds, design, device = list(range(base, base + detector.n_models)), _design(data), pick_device(detector.device)
+    recipe = recipe_own(data, flip=detector.flip) if detector.recipe is None else detector.recipe
+    make, name = _maker(detector, data)
+    rec = run_ensemble(data, design, seeds, None, name, detector.width, recipe, device) if name else train_modules(make, data, design, recipe, seeds, device)
+    watch = FullDynamics()
+    state = train(make(base), data, recipe, seed=base, observers=[watch], device=device)
+    look = predict(state.model, state.data.x, data.mean, data.std, ('backbone',) if name else ())
+    seen = watch.records(data)
+    features = look.captured['backbone'] if name else look.logits
+    return rec, Records(seen.rows, seen.shared | dict(features=features.half().cpu().numpy()), seen.meta, seen.axis)
+
 # %% ../nbs/51c_detector.ipynb #841f7ec8
 class MemorizationDetector(BaseEstimator):
     "Find labels that networks do not believe unless they were trained on them."
@@ -96,7 +119,7 @@ class MemorizationDetector(BaseEstimator):
         "Train the networks and score every label."
         own, labels, index = self._read(X, y)
         check_range('n_models', self.n_models, TURNS, float('inf'), '[)')
-        rec, watched = self._train(own.data)
+        rec, watched = _train_all(self, own.data)
         table, p = score_own(own, rec, watched)
         at, names = table['index'].to_numpy(), own.data.class_names
         value = {n: v for n, v in zip(read_labels(labels)[0], labels) if n is not None}
@@ -125,26 +148,6 @@ class MemorizationDetector(BaseEstimator):
             x, ok, said = read_pictures(paths, self.size)
             own = _assemble(Path('paths'), x, ok, labels, said, list(map(str, paths)))
         return own, labels, pd.RangeIndex(len(labels)) if index is None else index
-
-    def _train(self, data):
-        "Records of the ensemble and of the network that sees everything."
-        base = check_random_state(self.random_state).randint(2**20)*TURNS
-        seeds, design, device = list(range(base, base + self.n_models)), _design(data), pick_device(self.device)
-        recipe = recipe_own(data, flip=self.flip) if self.recipe is None else self.recipe
-        make, own = self._maker(data)
-        rec = run_ensemble(data, design, seeds, None, self.model or KINDS_OWN[_kind(data)][0], self.width, recipe, device) if own else train_modules(make, data, design, recipe, seeds, device)
-        watch = FullDynamics()
-        state = train(make(base), data, recipe, seed=base, observers=[watch], device=device)
-        look = predict(state.model, state.data.x, data.mean, data.std, ('backbone',) if own else ())
-        seen = watch.records(data)
-        return rec, Records(seen.rows, seen.shared | dict(features=(look.captured['backbone'] if own else look.logits).half().cpu().numpy()), seen.meta, seen.axis)
-
-    def _maker(self, data):
-        "Function of a seed that makes a network, and whether it is one of this library."
-        if isinstance(self.model, nn.Module): return lambda seed: copy.deepcopy(self.model), False
-        if self.model is not None and not isinstance(self.model, str): return self.model, False
-        name = self.model or KINDS_OWN[_kind(data)][0]
-        return lambda seed: make_model(name, data.n_classes, tuple(data.x.shape[1:]), width=self.width, seed=seed), True
 
     def most_suspicious(self, n=20):
         "The n labels to look at first, with every score."
