@@ -198,7 +198,8 @@ def explore_page(
     low = [str(c) for c in table if c in LOW_FIRST or not pd.api.types.is_numeric_dtype(table[c].dtype)]
     about = dict(title=_text(title), n=n, columns=columns, links=links, pictures=pictures, sort=str(sort), descending=sort not in low, lowFirst=low, key=_key(table), file='wrong-labels.csv')
     data = ''.join(f'<script type="text/plain" id="{k}">{v}</script>\n' for k, v in (parts | linked | shown).items())
-    return _template().replace('@TITLE@', html.escape(_text(title))).replace('@DATA@', f'<script type="application/json" id="about">{_safe_json(about)}</script>\n{data}', 1)
+    before, after = (part.replace('@TITLE@', html.escape(_text(title))) for part in _template().split('@DATA@'))
+    return f'{before}<script type="application/json" id="about">{_safe_json(about)}</script>\n{data}{after}'
 
 def explore_html(
     table:pd.DataFrame,
