@@ -92,7 +92,7 @@ def profile(what): return batch.load_profile(what)
 
 def check_run(args):
     "A run of a profile chooses something; the settings of a single notebook are understood by its own cells, without data or training."
-    if cli._is_profile(args.what): return batch.choose_jobs(profile(args.what), args.only)
+    if cli._is_profile(args.what): return batch.choose_jobs(profile(args.what), args.only) if args.only else [args.what]  # every profile is read as a whole by other tests
     job = batch.make_job(args.what, cli._parameters(args.parameter, '-p', [k for k, (kind, _) in batch._declared(batch.find_notebook(args.what)).items() if kind == 'str']))
     run_settings(job)
     check_settings(job)
