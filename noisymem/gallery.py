@@ -100,7 +100,7 @@ h2 { margin: 2.5rem 0 .2rem; border-top: 1px solid var(--line); padding-top: 1re
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; padding: 6px; box-sizing: border-box; margin: .4rem 0 }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0 } td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 @media (max-width: 40rem) { table, tbody, tr { display: block } th { display: none } tr { border-bottom: 1px solid var(--line); padding: .4rem 0 } td { display: inline-block; border: 0; padding: 0 1rem 0 0 } td:first-child { display: block } td:not(:first-child)::before { content: attr(data-of) ' '; opacity: .65; font-weight: 400 } td:empty { display: none } }
-.yes { color: var(--yes) } .no { color: var(--no); font-weight: 600 } .cost { opacity: .75; font-size: .85rem } nav a { margin-right: .8rem; white-space: nowrap; display: inline-block }
+p, li { overflow-wrap: anywhere } .yes { color: var(--yes) } .no { color: var(--no); font-weight: 600 } .cost { opacity: .75; font-size: .85rem } nav a { margin-right: .8rem; white-space: nowrap; display: inline-block }
 '''
 
 # %% ../nbs/50c_gallery.ipynb #6acac54c
