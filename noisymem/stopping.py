@@ -449,7 +449,7 @@ class Ring:
         try: model.load_state_dict(self.kept[epoch] if self.folder is None else load_file(self.path(epoch)))
         except Exception as e: raise ValueError(f'the weights of epoch {epoch} cannot be read ({type(e).__name__}: {e})') from None
 
-# %% ../nbs/25_stopping.ipynb #89b22340
+# %% ../nbs/25_stopping.ipynb #1a7e5701
 def _latest(recorder, signal):
     "What a recorder has measured last; NaN where it did not."
     def read(state):
@@ -459,6 +459,7 @@ def _latest(recorder, signal):
         return row.get(signal, np.nan)
     return read
 
+# %% ../nbs/25_stopping.ipynb #89b22340
 class Stopper:
     "Observer that ends training by a rule and gives back the right epoch's network."
     def __init__(
