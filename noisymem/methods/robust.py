@@ -46,6 +46,11 @@ WITH_STATE = ('forward', 'elr', 'peer')
 REGULARISERS = {'distance': rep_reg, 'angle': rep_reg_angle}
 
 # %% ../../nbs/37_methods.robust.ipynb #1c2382ba
+def _give_momentum(state):
+    "The fused optimizer takes no parameter that joins later."
+    if state.recipe.optimizer != 'sgd' or not state.recipe.momentum: return
+    for p in state.model.parameters(): state.optimizer.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
+
 def _draw_peers(objective, state, epoch):
     "Inputs in one random order, labels in another, and the views of the inputs."
     n, g = len(objective.trained), make_generator(state.seed, 'peer', epoch)
@@ -101,8 +106,7 @@ class RobustObjective:
         self.data, self.sums, self.seen = state.data, torch.zeros(3, device=device), 0
         if self.memory is not None: self.memory.memory = self.memory.memory.to(device)
         if self.views is not None: self.views.before_epoch(state)
-        if state.recipe.optimizer == 'sgd' and state.recipe.momentum: # the fused optimizer takes no parameter that joins later
-            for p in state.model.parameters(): state.optimizer.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
+        _give_momentum(state)
         if self.active == 'peer': _draw_peers(self, state, epoch)
 
     def __call__(self, model, batch):
