@@ -794,6 +794,24 @@ def test_published_cbn_and_pmd_files(human, shared, key):
     with pytest.raises(ValueError, match='better than chance'): load_label_file(shared/'data'/'cifar_extra_noise.npz', true.flip(0), key=key)
 
 
+@pytest.mark.parametrize('key', EXTRA)
+def test_published_label_sets_by_name(human, shared, tmp_path, key):
+    "Also of a part of the data set; where the file is not there, it says which."
+    name, kind, rate = key.split('_')
+    true, k = human[name]['clean'], 10 if name == 'cifar10' else 100
+    ds = from_arrays(np.zeros((50000, 1), np.float32), true, true, name=name)
+    with pytest.raises(ValueError, match=f'label_noise.*{name}-{kind}-{rate}.npy'): nz.add_noise(ds, f'{kind}-{rate}', root=tmp_path)
+    (tmp_path/'label_noise').mkdir()
+    with np.load(shared/'data'/'cifar_extra_noise.npz') as z: np.save(tmp_path/'label_noise'/f'{name}-{kind}-{rate}.npy', z[key].astype(np.int64))
+    whole = nz.add_noise(ds, f'{kind}-{rate}', root=tmp_path)
+    assert whole.noise == f'{kind}-{float(rate)}' and whole.noise_rate == pytest.approx(EXTRA[key])
+    part = sample(ds, 2000, seed=1)
+    assert torch.equal(nz.add_noise(part, kind, float(rate), root=tmp_path).given_label, whole.given_label[part.index])
+    for bad, why in ((f'{kind}-0.2', '0.35'), (kind, 'rate')):
+        with pytest.raises(ValueError, match=why): nz.add_noise(ds, bad, root=tmp_path)
+    with pytest.raises(ValueError, match='cifar10'): nz.add_noise(from_arrays(np.zeros((4, 1), np.float32), [0, 1, 2, 3], name='digits'), f'{kind}-{rate}', root=tmp_path)
+
+
 def test_human_and_strong_noise_pass_the_block_test(human, tmp_path):
     "Also in the order of the classes; half of the file shuffled is refused."
     for name, k in (('cifar10', 10), ('cifar100', 100)):
