@@ -249,9 +249,7 @@ def test_two_streams(noisy, n, L, B):
     labelled = torch.arange(n) % 4 == 0
 
     class Watched(PseudoLabels):
-        def draw(self, step, n): seen.append(self._position.clone()); return super().draw(step, n)
-
-        def _with_labelled(self, batch): x, self._position = super()._with_labelled(batch); return x, self._position
+        def __call__(self, model, batch): seen.append(self.append(batch)[1]); return super().__call__(model, batch)
     labels = Watched(data, labelled, n_labelled=L)
     recipe = dict(name='digits', epochs=3, batch_size=B - L)
     train(make_model('mlp', 10, (1, 8, 8)), data, recipe, positions=labels.unlabelled, objective=labels, observers=[labels], device='cpu')
@@ -382,8 +380,8 @@ def test_jitter_by_hand():
         def forward(self, x):
             seen.append(x)
             return x.flatten(1)[:, :10]
-    labels.data = data
     x = normalize(data.x[:16], data.mean, data.std)
+    labels.before_epoch(type('State', (), dict(data=data, epoch=0, step=0)))
     batch = type('Batch', (), dict(x=x, position=torch.arange(16), step=5))
     labels(Watch(), batch)
     expected = normalize(jitter(data.x[:16].float()/255, (.4, .4, .4, .1), derive_seed(3, 'jitter', 5)), data.mean, data.std)

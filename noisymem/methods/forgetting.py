@@ -159,13 +159,22 @@ def _widest_gap(p):
     return (2*(w*(1 - w)).sqrt()*gap).max()
 
 # %% ../../nbs/30_methods.forgetting.ipynb #50fa58f2
-def _look(model, data, rows, k, precision):
-    "What a model says of some examples; on a CPU in batches that stay in its cache, which takes two thirds of the time."
-    return predict(model, data.x[rows], data.mean, data.std, ('backbone',) if k else (), precision, 250 if data.x.device.type == 'cpu' else 1000)
+def _look(model, data, rows, k, precision, compat=None, carry=0, where=''):
+    "Loss and prediction of some examples and, with k > 0, shares of their neighbours and disagreement; on a CPU in batches that stay in its cache, which takes two thirds of the time."
+    given, place = data.given_label[rows], data.x.device
+    seen = predict(model, data.x[rows], data.mean, data.std, ('backbone',) if k else (), precision, 250 if place.type == 'cpu' else 1000)
+    loss = cross_entropy(seen.logits, given, 'none')
+    if not loss.isfinite().all(): raise ValueError(f'the losses of the first data must stay finite, got {int((~loss.isfinite()).sum())} that are not{where}')
+    found = dict(loss=loss, prediction=seen.logits.argmax(1))
+    if not k: return found
+    shares = neighbour_shares(given, seen.logits, seen.captured['backbone'], k=k, n_classes=data.n_classes, compat=compat, carry=carry, device=place)
+    return found | dict(shares=shares, disagreement=score_shares(shares, given, compat))
 
 # %% ../../nbs/30_methods.forgetting.ipynb #d3ba9050
 class Tracker:
     "Observer that looks at the examples of another data set while a network trains."
+    compat, carry = None, 0  # shares of the last look, which the original adds to those of the next
+
     def __init__(
         self,
         data:Dataset,
@@ -203,15 +212,10 @@ class Tracker:
     def look(self, state):
         "Look at a part, keep the weights where they are the best so far, end what is to be ended."
         rows = self.parts[len(self.rows) % len(self.parts)].to(self.data.x.device)
-        given = self.data.given_label[rows]
-        seen = _look(state.model, self.data, rows, self.k, state.precision)
-        loss = cross_entropy(seen.logits, given, 'none')
-        if not loss.isfinite().all(): raise ValueError(f'the losses of the first data must stay finite, got {int((~loss.isfinite()).sum())} that are not at step {state.step}; a lower lr than {state.recipe.lr} may help')
-        row = dict(rows=rows, loss=loss, prediction=seen.logits.argmax(1)) | (dict(disagreement=self.ask(seen, given)) if self.k else {})
-        self.rows.append({name: v.cpu() for name, v in row.items()} | dict(step=state.step))
-        self.choose(state, loss, rows)
-
-    def ask(self, seen, given): return score_shares(neighbour_shares(given, seen.logits, seen.captured['backbone'], k=self.k, n_classes=self.data.n_classes, device=given.device), given)
+        found = _look(state.model, self.data, rows, self.k, state.precision, self.compat, self.carry, f' at step {state.step}; a lower lr than {state.recipe.lr} may help')
+        self.carry = found.pop('shares', 0)
+        self.rows.append({name: v.cpu() for name, v in found.items()} | dict(rows=rows.cpu(), step=state.step))
+        self.choose(state, found['loss'], rows)
 
     def value(self, loss, rows): return auroc(loss.cpu(), self.data.is_noisy[rows].cpu()) if self.keep == 'oracle' else float(separation(loss))
 
@@ -223,15 +227,6 @@ class Tracker:
 
     def remember(self, state, value):
         self.best, self.kept = value, (len(self.rows) - 1, {k: v.clone() for k, v in state.model.state_dict().items()})
-
-    def records(self):
-        "The record so far: rows are looks; NaN, or -1, where an example was not looked at."
-        data, n = self.data, len(self.rows)
-        rows = dict(step=np.array([r['step'] for r in self.rows]), loss=np.full((n, data.n), np.nan, np.float32), prediction=np.full((n, data.n), -1, np.int16))
-        if self.k: rows['disagreement'] = np.full((n, data.n), np.nan, np.float32)
-        for i, r in enumerate(self.rows):
-            for name in rows.keys() - {'step'}: rows[name][i, r['rows']] = r[name]
-        return Records(rows, dict(given_label=data.given_label.cpu(), index=data.index.cpu(), n_classes=data.n_classes, k=self.k), dict(data=data.fingerprint, noise=data.noise), axis='epoch')
 
 # %% ../../nbs/30_methods.forgetting.ipynb #b796e867
 def _check_looks(data, every, share, keep, max_steps, loss_cap, reduce):
@@ -248,6 +243,8 @@ def _check_looks(data, every, share, keep, max_steps, loss_cap, reduce):
 # %% ../../nbs/30_methods.forgetting.ipynb #4ee43459
 class OriginalTracker(Tracker):
     "`Tracker` as the original has it, mistakes included."
+    compat = 'original'
+
     def __init__(
         self,
         data:Dataset,
@@ -256,15 +253,11 @@ class OriginalTracker(Tracker):
         if options.get('share', 1) < 1: raise ValueError(f"share must be 1 with compat='original', got {options['share']}")
         super().__init__(data, **options)
         self.limit = math.inf if self.max_steps is None else self.max_steps + 2
-        self.max_steps, self.carry, self.remembered = None, 0, []
+        self.max_steps, self.remembered = None, []
 
     def before_epoch(self, state):
         self.over, self.started = False, state.step
         if state.data.x.device != self.data.x.device: self.data = to_device(self.data, state.data.x.device)
-
-    def ask(self, seen, given):
-        self.carry = neighbour_shares(given, seen.logits, seen.captured['backbone'], k=self.k, n_classes=self.data.n_classes, compat='original', carry=self.carry, device=given.device)
-        return score_shares(self.carry, given, 'original')
 
     def choose(self, state, loss, rows):
         value = self.value(loss, rows) if self.keep != 'last' else -math.inf
@@ -285,12 +278,17 @@ def _check_pair(first, second, model):
     if first.n_classes != model.n_classes: raise ValueError(f'first must have the {model.n_classes} classes that the head of model has, got {first.n_classes}')
 
 # %% ../../nbs/30_methods.forgetting.ipynb #36394517
-def _look_at_all(model, data, k, precision, compat=None):
-    "Loss and, with k > 0, disagreement of every example."
-    seen = _look(model, data, slice(None), k, precision)
-    found = dict(loss=cross_entropy(seen.logits, data.given_label, 'none').cpu().numpy())
-    if k: found['disagreement'] = score_shares(neighbour_shares(data.given_label, seen.logits, seen.captured['backbone'], k=k, n_classes=data.n_classes, compat=compat, device=data.x.device), data.given_label, compat).cpu().numpy()
-    return found
+def _record(tracker, first_loss, chosen_look, at_chosen, **meta):
+    "What a stage leaves behind: rows are looks; NaN, or -1, where an example was not looked at."
+    data, looks = tracker.data, tracker.rows
+    missing = dict(loss=np.float32('nan'), prediction=np.int16(-1)) | (dict(disagreement=np.float32('nan')) if tracker.k else {})
+    rows = {name: np.full((len(looks), data.n), value) for name, value in missing.items()}
+    for i, look in enumerate(looks):
+        for name, values in rows.items(): values[i, look['rows']] = look[name]
+    shared = dict(given_label=data.given_label.cpu(), index=data.index.cpu(), n_classes=data.n_classes, k=tracker.k, first_loss=first_loss.cpu(), chosen_look=chosen_look)
+    shared |= {f'chosen_{name}': at_chosen[name].cpu() for name in rows if name != 'prediction'}
+    if tracker.compat: shared['remembered'] = np.array(tracker.remembered, np.int64)
+    return Records(dict(step=np.array([look['step'] for look in looks])) | rows, shared, dict(data=data.fingerprint, noise=data.noise) | meta, axis='epoch')
 
 # %% ../../nbs/30_methods.forgetting.ipynb #d78cd02a
 def forget(
@@ -312,7 +310,7 @@ def forget(
     learner, n_steps = add_head(model, second.n_classes, seed=seed).to(device), recipe.epochs*math.ceil(second.n/recipe.batch_size)
     bar = make_bar(min(n_steps, looks.get('max_steps') or n_steps), f'{first.name} forgotten for {second.name}, steps')
     tracker = (OriginalTracker if compat else Tracker)(first, seed=seed, bar=bar, **looks)
-    at_first = _look_at_all(learner, first, 0, precision)
+    at_first = _look(learner, first, slice(None), 0, precision)
     learnable = [p.requires_grad for p in learner.parameters()]
     task = SecondTask(frozen, frozen_until, unit, norms, over=lambda: tracker.over)
     train(learner, second, recipe, seed=seed, objective=task, observers=[task, tracker], device=device)
@@ -320,10 +318,8 @@ def forget(
     for p, free in zip(learner.parameters(), learnable): p.requires_grad_(free)
     chosen = len(tracker.rows) - 1 if tracker.kept is None else tracker.kept[0]
     if tracker.kept is not None: learner.load_state_dict(tracker.kept[1])
-    found = _look_at_all(learner, first, tracker.k, precision, compat)
-    rec = tracker.records()
-    shared = rec.shared | {f'chosen_{name}': v for name, v in found.items()} | dict(first_loss=at_first['loss'], chosen_look=chosen) | (dict(remembered=np.array(tracker.remembered, np.int64)) if compat else {})
-    return learner.eval(), Records(rec.rows, shared, rec.meta | dict(second=second.fingerprint, recipe=repr(recipe)), axis='epoch')
+    at_chosen = _look(learner, first, slice(None), tracker.k, precision, compat)
+    return learner.eval(), _record(tracker, at_first['loss'], chosen, at_chosen, second=second.fingerprint, recipe=repr(recipe))
 
 # %% ../../nbs/30_methods.forgetting.ipynb #8889f031
 KINDS_OF_SCORE = ('loss', 'rise', 'mean', 'unlearned', 'uncertain', 'lasting', 'disagreement')

@@ -162,6 +162,29 @@ def _check_labelled(labelled, data):
     if not labelled.any(): raise ValueError('labelled must name at least one example, got none; a larger cut takes more')
     return labelled
 
+def _check_pseudo(start, first_update, every, view, mixup, random_share, n_labelled, jitter):
+    "Check what `PseudoLabels` are asked for."
+    check_choice('start', start, ['predicted', 'hidden', 'given'])
+    check_choice('view', view, ['clean', 'batch', 'original'])
+    for name, v, low in (('first_update', first_update, 1), ('every', every, 1), ('n_labelled', n_labelled, 0), ('mixup', mixup, 0)): check_range(name, v, low, math.inf, '[)')
+    check_range('random_share', random_share, 0, 1)
+    if len(jitter) not in (0, 4): raise ValueError(f'jitter must be () or 4 amounts (brightness, contrast, saturation, hue), got {jitter}')
+
+# %% ../../nbs/33_methods.semisupervised.ipynb #7990101c
+def _appender(labelled, n, n_unlabelled, state, seed):
+    "What appends `n` labelled examples to the inputs and positions of each batch of the epoch that begins."
+    if not n: return lambda batch: (batch.x, batch.position)
+    data, epoch, before = state.data, state.epoch + 1, state.step
+    n_epoch = n*len(epoch_order(n_unlabelled, state.recipe.batch_size, 0, epoch))
+    draw = lambda r: torch.randperm(len(labelled), generator=make_generator(seed, 'labelled', r))
+    stream = labelled_stream(labelled, (epoch - 1)*n_epoch, n_epoch, draw).to(data.x.device)
+    drawn = draw_augmentation(dict(state.recipe.augment), n_epoch, make_generator(seed, 'augment labelled', epoch), data.x.shape[1:], epoch, data.index[stream]).to(data.x.device)
+    def append(batch):
+        part = slice((batch.step - before)*n, (batch.step - before + 1)*n)
+        x = apply_augmentation(data.x[stream[part]], drawn[part])
+        return torch.cat([batch.x, normalize(x, data.mean, data.std)]), torch.cat([batch.position, stream[part]])
+    return append
+
 # %% ../../nbs/33_methods.semisupervised.ipynb #f10f7e0d
 class PseudoLabels:
     "Objective and observer: mixup on labels that are given for some and predicted for others."
@@ -180,11 +203,7 @@ class PseudoLabels:
         prior_weight:float=.8, entropy_weight:float=.4, prior='uniform', # of `joint_loss`; 'uniform' over the classes that are labelled
         seed:int=0,              # of mixup, streams and random labels
     ):
-        check_choice('start', start, ['predicted', 'hidden', 'given'])
-        check_choice('view', view, ['clean', 'batch', 'original'])
-        for name, v, low in (('first_update', first_update, 1), ('every', every, 1), ('n_labelled', n_labelled, 0), ('mixup', mixup, 0)): check_range(name, v, low, math.inf, '[)')
-        check_range('random_share', random_share, 0, 1)
-        if len(jitter) not in (0, 4): raise ValueError(f'jitter must be () or 4 amounts (brightness, contrast, saturation, hue), got {jitter}')
+        _check_pseudo(start, first_update, every, view, mixup, random_share, n_labelled, jitter)
         self.labelled = _check_labelled(labelled, data).nonzero()[:, 0]
         self.unlabelled = (~torch.as_tensor(labelled).cpu()).nonzero()[:, 0]
         self.first_update, self.every, self.view, self.mixup, self.random_share, self.n_labelled, self.jitter, self.seed = first_update, every, view, mixup, random_share, n_labelled, tuple(jitter), seed
@@ -198,26 +217,14 @@ class PseudoLabels:
         self.soft = update_labels(self.soft, predictions.to(self.soft.device), self.unlabelled)
 
     def before_epoch(self, state):
-        self.data, device, epoch = state.data, state.data.x.device, state.epoch + 1
-        self.soft, self.seen, self.options['prior'] = (t.to(device) for t in (self.soft, self.seen, self.options['prior']))
-        if not self.n_labelled: return
-        n_steps, self.first_step = len(epoch_order(len(self.unlabelled), state.recipe.batch_size, 0, epoch)), state.step
-        draw = lambda r: torch.randperm(len(self.labelled), generator=make_generator(self.seed, 'labelled', r))
-        self.stream = labelled_stream(self.labelled, (epoch - 1)*n_steps*self.n_labelled, n_steps*self.n_labelled, draw).to(device).view(n_steps, self.n_labelled)
-        self.drawn = draw_augmentation(dict(state.recipe.augment), self.stream.numel(), make_generator(self.seed, 'augment labelled', epoch), state.data.x.shape[1:], epoch, state.data.index[self.stream.flatten()]).to(device)
-
-    def _with_labelled(self, batch):
-        "Append the labelled stream's part to inputs and positions."
-        if not self.n_labelled: return batch.x, batch.position
-        i = batch.step - self.first_step
-        more = self.stream[i]
-        x = apply_augmentation(self.data.x[more], self.drawn[i*self.n_labelled:(i + 1)*self.n_labelled])
-        return torch.cat([batch.x, normalize(x, self.data.mean, self.data.std)]), torch.cat([batch.position, more])
+        self.data = state.data
+        self.soft, self.seen, self.options['prior'] = (t.to(state.data.x.device) for t in (self.soft, self.seen, self.options['prior']))
+        self.append = _appender(self.labelled, self.n_labelled, len(self.unlabelled), state, self.seed)
 
     def draw(self, step, n): return draw_mix(n, self.mixup, derive_seed(self.seed, 'mixup', step))
 
     def __call__(self, model, batch):
-        x, position = self._with_labelled(batch)
+        x, position = self.append(batch)
         if self.jitter: x = _recolour(x, self.data, self.jitter, derive_seed(self.seed, 'jitter', batch.step))
         if self.view != 'clean':
             with torch.no_grad(), _as_it_is(model, self.view == 'original'), torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type), cache_enabled=False):  # weights cast here would carry no gradient into the next pass
