@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'POOLS', 'REDUCTIONS', 'ESTIMATORS', 'MEASURES', 'BY_POINT', 'DEFAULT', 'find_points', 'watch',
-           'read_points', 'Look', 'Recorder', 'record_signals', 'signals_of_records']
+           'read_points', 'Look', 'Stream', 'Log', 'Recorder', 'watched', 'record_signals', 'signals_of_records']
 
 # %% ../nbs/24a_recorder.ipynb #45c8ea6d
 import copy
@@ -26,7 +26,7 @@ from .signals.network import GradientSums, activation_frequency, class_graph_ent
 from .signals.predictions import check_parts, prediction_changes, prediction_signals
 from .signals.sensitivity import critical_samples, gini, has_input_gradient, loss_sensitivity
 from .stopping_nets import TokenBlock
-from .train import Evaluation, to_device
+from .train import Evaluation, supervised, to_device
 
 # %% ../nbs/24a_recorder.ipynb #b6bd0f0f
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Softsign, nn.Softplus)
@@ -102,31 +102,49 @@ def watch(
     finally:
         for h in handles: h.remove()
 
-# %% ../nbs/24a_recorder.ipynb #9df18a53
-def _collect(model, points, reduce, run):
-    "What `run` returns, and what passed: point -> (N, D)."
-    with watch(model, points, reduce) as seen: evaluation = run()
+# %% ../nbs/24a_recorder.ipynb #2f1dcfc2
+def _joined(seen, n):
+    "What passed, of n examples: point -> (n, D)."
     values = {p: torch.cat(v) for p, v in seen.items() if v}
     for p, v in values.items():
-        if len(v) != len(evaluation.logits): raise ValueError(f'points must be passed once by every example, got {len(v)} values of {len(evaluation.logits)} examples at {p!r}')
-    return evaluation, values
+        if len(v) != n: raise ValueError(f'points must be passed once by every example, got {len(v)} values of {n} examples at {p!r}')
+    return values
+
+def _collect(model, points, reduce, run):
+    "What `run` returns, and what passed."
+    with watch(model, points, reduce) as seen: evaluation = run()
+    return evaluation, _joined(seen, len(evaluation.logits))
+
+def _check_used(points, values):
+    "Every point has values."
+    if missing := [p for p in points if p not in values]: raise ValueError(f'points must be passed by the network, got {missing[0]!r}, which it does not use')
+
+def _as_logits(out):
+    "(B, K) float32, and nothing else."
+    if not isinstance(out, Tensor): raise ValueError(f'model must give logits (N, K), got {type(out).__name__}; wrap it in a module that does')
+    return out.float()
 
 def _pass(model, x, mean, std, precision, batch_size=1000):
     "Logits in evaluation mode, of any module, also one that works in place."
     was_training, out = model.training, []
     model.eval()
     with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=precision == 'bf16'):
-        for part in x.split(batch_size): out.append(model(normalize(part, mean, std)))
+        for part in x.split(batch_size): out.append(_as_logits(model(normalize(part, mean, std))))
     model.train(was_training)
-    if not isinstance(out[0], Tensor): raise ValueError(f'model must give logits (N, K), got {type(out[0]).__name__}; wrap it in a module that does')
-    return Evaluation(torch.cat([o.float() for o in out]), {})
+    return Evaluation(torch.cat(out), {})
 
 def _look_at(model, points, reduce, shared, own):
     "The pass that is shared, unless somebody made it before; then one of our own."
     evaluation, values = _collect(model, points, reduce, shared or own)
     if shared and len(values) < len(points): evaluation, values = _collect(model, points, reduce, own)
-    if missing := [p for p in points if p not in values]: raise ValueError(f'points must be passed by the network, got {missing[0]!r}, which it does not use')
+    _check_used(points, values)
     return evaluation.logits, values
+
+def _evaluate(model, data, rows, points, reduce, precision, shared=None):
+    "Logits and values of rows of a data set, in evaluation mode."
+    whole = len(rows) == data.n
+    if not whole or any(getattr(m, 'inplace', False) for m in model.modules()): shared = None
+    return _look_at(model, points, reduce, shared, lambda: _pass(model, data.x if whole else data.x[rows], data.mean, data.std, precision))
 
 # %% ../nbs/24a_recorder.ipynb #184da9cf
 def read_points(
@@ -266,8 +284,88 @@ def _stacked(rows):
     shape = {n: np.shape(v) for r in rows for n, v in r.items()}
     return {n: np.array([r.get(n, np.full(s, np.nan)) for r in rows], np.float32 if s else np.float64) for n, s in shape.items()}
 
-# %% ../nbs/24a_recorder.ipynb #e5d12e37
-class Recorder:
+# %% ../nbs/24a_recorder.ipynb #dd0f2349
+class Stream:
+    "What passed while an epoch was trained on; nothing here waits for the device."
+    def __init__(self): self.rows, self.logits, self.values = [], [], {}
+
+    @contextmanager
+    def batch(
+        self,
+        model:nn.Module, points, reduce, # as `watch` takes them
+        rows,                            # (B,) int64 rows of the data set that the batch holds
+    ):
+        "Keep what passes first in this block, for so many examples."
+        if hasattr(model, '_orig_mod'): raise ValueError("look='training' cannot see into a compiled network; train with compiled='', or look='evaluation'")
+        rows, out = torch.as_tensor(rows), []
+        if rows.dtype != torch.int64 or rows.ndim != 1: raise ValueError(f'rows must be int64 (B,), got {rows.dtype} {tuple(rows.shape)}')
+        handle = model.register_forward_hook(lambda m, args, o: out.append(_as_logits(o).detach().clone()))
+        try:
+            with watch(model, points, reduce) as seen: yield
+        finally: handle.remove()
+        if sum(map(len, out)) < len(rows): raise ValueError(f'the block must pass all {len(rows)} rows of the batch through the network, got {sum(map(len, out))}')
+        logits = torch.cat(out)
+        _check_used(points, values := _joined(seen, len(logits)))
+        self.rows.append(rows)
+        self.logits.append(logits[:len(rows)])
+        for p, v in values.items(): self.values.setdefault(p, []).append(v[:len(rows)])
+
+    def places(
+        self,
+        rows, n:int,   # (m,) rows of a data set of n
+    )->Tensor:         # (m,) place where a row passed last, -1 where it did not
+        "Find rows."
+        if not self.rows: raise ValueError("look='training' has seen no batch; give `train` objective=watched(recorder), or call recorder.batch(model, rows) around each forward pass of a loop of your own")
+        seen = torch.cat([r.to(rows.device) for r in self.rows])
+        if seen.min() < 0 or seen.max() >= n: raise ValueError(f'rows of a batch must be in [0, {n}), got {seen.min()} to {seen.max()}')
+        return torch.full((n,), -1, device=rows.device).scatter_reduce_(0, seen, torch.arange(len(seen), device=rows.device), 'amax')[rows]
+
+# %% ../nbs/24a_recorder.ipynb #b78169a2
+def _recall(stream, model, data, rows, points, reduce, precision):
+    "Logits and values of rows as they were trained on; of the others, in evaluation mode."
+    at = stream.places(rows, data.n)
+    logits, values = torch.cat(stream.logits)[at], {p: torch.cat(stream.values[p])[at] for p in points}
+    if (new := at < 0).any():
+        logits[new], own = _evaluate(model, data, rows[new], points, reduce, precision)
+        for p, v in values.items(): v[new] = own[p]
+    return logits, values
+
+# %% ../nbs/24a_recorder.ipynb #84c16a77
+class Log:
+    "What was measured, epoch by epoch."
+    def __init__(self): self.epochs, self.points, self.widths, self.before = [], None, [], None
+
+    @property
+    def history(self)->dict:
+        "Name -> (E,) or (E, D)."
+        return _stacked(self.epochs)
+
+    @property
+    def layout(self)->dict:
+        "`layers` (L,), names of the points; `layer_of_neuron` (D,) int, from 0."
+        return dict(layers=np.array(self.points or [], str), layer_of_neuron=np.repeat(np.arange(len(self.widths)), self.widths).astype(np.int64))
+
+    def save(self)->dict:
+        "Tensors for a checkpoint."
+        return {f'history.{k}': torch.from_numpy(v) for k, v in self.history.items()} | dict(before=self.before.cpu(), widths=torch.tensor(self.widths, dtype=torch.int64)) if self.epochs else {}
+
+    def load(self, tensors):
+        "Go on from a checkpoint."
+        kept = {k.removeprefix('history.'): v.numpy() for k, v in tensors.items() if k.startswith('history.')}
+        self.epochs = [{k: v[i] if v.ndim > 1 else float(v[i]) for k, v in kept.items()} for i in range(len(next(iter(kept.values()), ())))]
+        self.before, self.widths = tensors.get('before'), tensors['widths'].tolist() if kept else []
+
+# %% ../nbs/24a_recorder.ipynb #515ddbb2
+def _check_settings(signals, options, every, sample, look):
+    "Check what a recorder was asked for."
+    for s in signals: check_choice('signals', s, MEASURES)
+    for s in options: check_choice('options', s, [*MEASURES, 'cnd'])
+    check_range('every', every, 1, math.inf, '[)')
+    check_range('sample', sample, 0, math.inf, '[)')
+    check_choice('look', look, ['evaluation', 'training'])
+
+# %% ../nbs/24a_recorder.ipynb #65d56892
+class Recorder(Log):
     "Observer that measures signals after every epoch."
     def __init__(
         self,
@@ -280,13 +378,14 @@ class Recorder:
         options:dict=None,     # signal -> options of its function; 'cnd' for all estimators
         test:bool=True,        # look at the whole test set in every epoch
         seed:int=0,            # of the sample
+        look:str='evaluation', # or 'training', see above
     ):
-        for s in signals: check_choice('signals', s, MEASURES)
-        for s in options or {}: check_choice('options', s, [*MEASURES, 'cnd'])
-        check_range('every', every, 1, math.inf, '[)')
-        check_range('sample', sample, 0, math.inf, '[)')
-        self.signals, self.points, self.parts, self.every, self.sample, self.reduce, self.options, self.test, self.seed = list(signals), points, parts, every, sample, reduce, options or {}, test, seed
-        self.epochs, self.before, self.widths, self.gradients = [], None, [], GradientSums()
+        super().__init__()
+        _check_settings(signals, options or {}, every, sample, look)
+        self.signals, self.points, self.parts, self.every, self.sample, self.reduce, self.options, self.test, self.seed, self.look = list(signals), points, parts, every, sample, reduce, options or {}, test, seed, look
+        self.gradients, self.stream = GradientSums(), Stream()
+
+    def before_epoch(self, state): self.stream, self.recipe = Stream(), state.recipe
 
     def after_step(self, state):
         "Gather the gradients of a batch; nothing waits for the device."
@@ -298,6 +397,15 @@ class Recorder:
         self.epochs[-1] |= dict(objective=state.train_loss) | (self.gradients.statistics() if 'gradient' in self.signals else {})
         self.gradients = GradientSums()
 
+    def batch(self, model, rows):
+        "Context in which a training look sees a batch of these rows, (B,) int64, pass through the model."
+        return self.stream.batch(model, self._to_read(model), self.reduce, rows)
+
+    def _to_read(self, model):
+        "Points that this epoch's signals read."
+        if self.points is None: self.points = find_points(model)
+        return self.points if len(self.epochs) % self.every == 0 and any(s.startswith(BY_POINT) for s in self.signals) else []
+
     def observe(
         self,
         model:nn.Module, data:Dataset, # on one device
@@ -306,37 +414,26 @@ class Recorder:
     )->dict:                   # what was measured: name -> number or (D,)
         "Measure once; for a loop of one's own, after every epoch."
         rows, where = _rows_and_parts(self.parts, self.sample, self.seed, data.n)
-        whole, measured = len(rows) == data.n, len(self.epochs) % self.every == 0
-        rows, train = rows.to(data.x.device), where['train'].to(data.x.device)
-        if self.points is None: self.points = find_points(model)
-        def own(): return _pass(model, data.x if whole else data.x[rows], data.mean, data.std, precision)
-        if any(getattr(m, 'inplace', False) for m in model.modules()): shared = None
-        logits, values = _look_at(model, self.points if measured and any(s.startswith(BY_POINT) for s in self.signals) else [], self.reduce, shared if whole else None, own)
+        rows, train, how = rows.to(data.x.device), where['train'].to(data.x.device), (self._to_read(model), self.reduce, precision)
+        logits, values = _recall(self.stream, model, data, rows, *how) if self.look == 'training' else _evaluate(model, data, rows, *how, shared)
         tested = _pass(model, data.x_test, data.mean, data.std, precision).logits if self.test and len(data.x_test) else None
         row = prediction_signals(logits, data.given_label[rows], None if data.true_label is None else data.true_label[rows], self.before, where, tested, data.y_test)
-        self.before = logits.argmax(1)
-        if values: self.widths = [v.shape[1] for v in values.values()]
         at = rows[train]
-        if measured: row |= _measured(Look(model, data.x[at], data.mean, data.std, data.given_label[at], logits[train], {p: v[train] for p, v in values.items()}, self.seed), self.signals, self.options)
+        if len(self.epochs) % self.every == 0: row |= _measured(Look(model, data.x[at], data.mean, data.std, data.given_label[at], logits[train], {p: v[train] for p, v in values.items()}, self.seed), self.signals, self.options)
+        self.before, self.widths, self.stream = logits.argmax(1), [v.shape[1] for v in values.values()] or self.widths, Stream()
         self.epochs.append(row)
         return row
 
-    @property
-    def history(self)->dict:
-        "Name -> (E,) or (E, D)."
-        return _stacked(self.epochs)
-
-    @property
-    def layout(self)->dict:
-        "`layers` (L,), names of the points; `layer_of_neuron` (D,) int, from 0."
-        return dict(layers=np.array(self.points or [], str), layer_of_neuron=np.repeat(np.arange(len(self.widths)), self.widths).astype(np.int64))
-
-    def save(self): return {f'history.{k}': torch.from_numpy(v) for k, v in self.history.items()} | dict(before=self.before.cpu(), widths=torch.tensor(self.widths, dtype=torch.int64)) if self.epochs else {}
-
-    def load(self, tensors):
-        kept = {k.removeprefix('history.'): v.numpy() for k, v in tensors.items() if k.startswith('history.')}
-        self.epochs = [{k: v[i] if v.ndim > 1 else float(v[i]) for k, v in kept.items()} for i in range(len(next(iter(kept.values()), ())))]
-        self.before, self.widths = tensors.get('before'), tensors['widths'].tolist() if kept else []
+# %% ../nbs/24a_recorder.ipynb #f23cd811
+def watched(
+    recorder:Recorder,       # with look='training', an observer of the same run
+    objective=None,          # (model, batch) -> scalar; default what `train` takes
+):                           # objective
+    "Make an objective whose batches a training look sees."
+    def tell(model, batch):
+        own = objective or supervised(label_smoothing=recorder.recipe.label_smoothing)
+        with recorder.batch(model, batch.position): return own(model, batch)
+    return tell
 
 # %% ../nbs/24a_recorder.ipynb #247871ab
 def record_signals(

@@ -9,11 +9,11 @@ from torch import nn
 
 from noisymem.data import from_arrays
 from noisymem.models import make_model
-from noisymem.recorder import MEASURES, Recorder, find_points, record_signals, signals_of_records, watch
+from noisymem.recorder import MEASURES, Recorder, find_points, record_signals, signals_of_records, watch, watched
 from noisymem.signals.divergence import histogram_divergence
 from noisymem.signals.predictions import check_parts, label_fit, memorized_share, pollute, prediction_changes
 from noisymem.stopping_runs import flat_weights, hold_out, load_or_run_history, unflatten_weights
-from noisymem.train import Dynamics, Recipe, predict, train
+from noisymem.train import Dynamics, Recipe, predict, supervised, train
 
 RECIPE = Recipe(epochs=4, batch_size=32, augment=(), precision='fp32')
 
@@ -263,3 +263,129 @@ def test_histories_are_kept(blobs, tmp_path, monkeypatch):
     assert abs(history['weight_norm'][-1] - np.sqrt((layout['weights'][-1].astype(float)**2).sum())) < 1e-6 and torch.equal(flat_weights(net), torch.tensor(layout['weights'][-1]))
     assert np.isnan(history['susceptibility'][-1]) and np.isfinite(history['susceptibility'][:-1]).all()
     np.testing.assert_array_equal(layout['layers'], find_points(net))
+
+
+# a training look: what passes while it is trained on
+
+class Wobbly(nn.Module):
+    "Statistics of the batch and dropout: in training it says other things than afterwards."
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act, self.drop, self.out = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Dropout(.2), nn.Linear(6, 2)
+
+    def forward(self, x): return self.out(self.drop(self.act(self.norm(self.conv(x))).mean((2, 3))))
+
+
+def wobbly():
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return Wobbly()
+
+
+MOVING = Recipe(epochs=3, batch_size=16, lr=.05, augment=(('crop', 2), ('flip', True)), label_smoothing=.1, precision='fp32')
+
+
+def test_a_training_look_against_hooks_by_hand(images):
+    parts, positions = dict(train=torch.arange(3, 30), noisy_validation=torch.arange(30, 40)), torch.arange(3, 30).flip(0)
+    recorder, keep, said = Recorder(['cnd:histogram', 'activation_frequency', 'gradient'], parts=parts, look='training'), Keep(), []
+    def objective(model, batch):
+        logits = model(batch.x)
+        said[-1] |= {int(i): (l, v) for i, l, v in zip(batch.position, logits.detach().clone(), model.norm_out)}
+        return supervised(label_smoothing=.1)(lambda x: logits, batch)
+    net = wobbly()
+    net.norm.register_forward_hook(lambda m, a, o: setattr(net, 'norm_out', o.detach().amax((2, 3))))
+    class Page:
+        def before_epoch(self, state): said.append({})
+    train(net, images, MOVING, positions=positions, objective=watched(recorder, objective), observers=[Page(), recorder, keep], device='cpu')
+    h, given = recorder.history, images.given_label
+    logits, values = (torch.stack([torch.stack([epoch[i][k] for i in range(3, 30)]) for epoch in said]) for k in (0, 1))
+    np.testing.assert_array_equal(h['train_accuracy'], (logits.argmax(2) == given[3:30]).double().mean(1))
+    np.testing.assert_array_equal(h['prediction_changes'][1:], (logits.argmax(2)[1:] != logits.argmax(2)[:-1]).sum(1))
+    np.testing.assert_allclose(h['train_loss'], [nn.functional.cross_entropy(l, given[3:30]) for l in logits], rtol=1e-6)
+    for e in range(3): np.testing.assert_array_equal(h['cnd:histogram'][e], histogram_divergence(values[e], given[3:30], 2))
+    np.testing.assert_allclose(h['activation_frequency'], (values > 0).float().mean(1), rtol=1e-6)
+    own, _ = record_signals(wobbly(), images, keep.weights, 'cpu', precision='fp32', signals=[], parts=parts, points=['norm'])
+    for k in ('noisy_validation_accuracy', 'noisy_validation_loss'): np.testing.assert_allclose(h[k], own[k], rtol=1e-6, err_msg=k)
+    assert not np.array_equal(h['train_loss'], own['train_loss']) and (h['gradient_norm'] > 0).all()
+
+
+@pytest.mark.parametrize('smoothing', [0., .1])
+def test_a_training_look_changes_nothing_and_makes_no_pass(images, monkeypatch, smoothing):
+    import noisymem.recorder, noisymem.train
+    recipe, looks, passed = replace(MOVING, label_smoothing=smoothing), [], noisymem.recorder._pass
+    plain = train(wobbly(), images, recipe, positions=range(35), device='cpu').model.state_dict()
+    monkeypatch.setattr(noisymem.recorder, '_pass', lambda *a, **k: looks.append(len(a[1])) or passed(*a, **k))
+    monkeypatch.setattr(noisymem.train, 'predict', None)
+    recorder = Recorder(['cnd:histogram'], parts=dict(train=range(30), polluted=range(30, 35), clean_validation=range(37, 40)), look='training')
+    seen = train(wobbly(), images, recipe, positions=range(35), objective=watched(recorder), observers=[recorder], device='cpu').model.state_dict()
+    for k in plain: assert torch.equal(plain[k], seen[k])
+    assert looks == [5]*3, 'the rows that are not trained on'
+
+
+def test_where_nothing_moves_both_looks_agree(blobs):
+    more, parts, positions = hold_out(blobs, .1, polluted=.1)
+    still, settings = Recipe(epochs=2, batch_size=16, lr=1e-30, momentum=0., weight_decay=0., augment=(), precision='fp32'), dict(signals=[s for s in MEASURES if s != 'cnd:debiased'], parts=parts)
+    one, other = Recorder(**settings), Recorder(**settings, look='training')
+    train(make_model('mlp', 3, (5,), width=.05), more, still, positions=positions, objective=watched(other), observers=[one, other], device='cpu')
+    assert set(one.history) == set(other.history)
+    for k, v in one.history.items(): np.testing.assert_allclose(other.history[k], v, rtol=2e-4, atol=2e-5, err_msg=k)
+    assert one.layout.keys() == other.layout.keys() and np.array_equal(one.layout['layer_of_neuron'], other.layout['layer_of_neuron'])
+
+
+def test_a_training_look_that_was_cut_off_goes_on(images, tmp_path):
+    def run(name, fails=0):
+        recorder, net = Recorder(['cnd:gaussian', 'weight_norm'], every=2, sample=20, look='training', points=['norm']), wobbly()
+        class Cut:
+            def after_step(self, state):
+                if fails and state.step == fails: raise KeyboardInterrupt
+        try: train(net, images, MOVING, objective=watched(recorder), observers=[recorder, Cut()], device='cpu', checkpoint=tmp_path/name)
+        except KeyboardInterrupt: pass
+        return recorder.history
+    whole = run('a')
+    assert len(run('b', 5)['train_loss']) == 1, 'cut off in the second epoch'
+    again = run('b')
+    for k in whole: np.testing.assert_array_equal(whole[k], again[k], err_msg=k)
+    assert np.nanmax(whole['prediction_changes']) <= 20 and np.isnan(whole['cnd:gaussian'][1]).all()
+
+
+def test_a_training_look_in_a_loop_of_ones_own(images):
+    recorder, net = Recorder(['cnd:histogram'], look='training', points=['norm']), wobbly()
+    x = images.x.float()/255
+    for epoch in range(2):
+        for rows in torch.randperm(40, generator=torch.Generator().manual_seed(epoch)).split(8)[:4]:
+            with recorder.batch(net, rows):
+                logits = net(x[rows])
+                net(x[:3])  # what comes later in the block does not count
+            if 7 in rows: last = logits[rows == 7].argmax()
+        with recorder.batch(net, [7, 7]): again = net(x[[7, 7]])  # the last time counts
+        net.eval()
+        row = recorder.observe(net, images)
+        net.train()
+        assert recorder.before[7] == again[1].argmax()
+    assert np.isfinite(recorder.history['cnd:histogram']).all() and row['prediction_changes'] >= 0 and recorder.stream.rows == []
+
+
+def test_what_a_training_look_cannot_see_is_named(images):
+    net, x = wobbly(), images.x.float()
+    recorder = Recorder(['cnd:histogram'], look='training')
+    with pytest.raises(ValueError, match='has seen no batch; give `train` objective=watched'): train(net, images, MOVING, observers=[recorder], device='cpu')
+    with pytest.raises(ValueError, match='has seen no batch'): record_signals(net, images, [net.state_dict()], 'cpu', look='training')
+    with pytest.raises(ValueError, match="look must be one of 'evaluation', 'training', got 'both'"): Recorder(look='both')
+    def block(rows, run, net=net, **k):
+        r = Recorder(['cnd:histogram'], look='training', **k)
+        with r.batch(net, rows): run()
+        r.observe(net, images)
+    with pytest.raises(ValueError, match=r'rows of a batch must be in \[0, 40\), got 1 to 40'): block([1, 40], lambda: net(x[:2]))
+    with pytest.raises(ValueError, match='must pass all 3 rows of the batch through the network, got 2'): block([0, 1, 2], lambda: net(x[:2]))
+    with pytest.raises(ValueError, match='must pass all 3 rows of the batch through the network, got 0'): block([0, 1, 2], lambda: None)
+    with pytest.raises(ValueError, match=r'rows must be int64 \(B,\), got torch.bool'): block([True, False], lambda: net(x[:2]))
+    foreign = Foreign()
+    with pytest.raises(ValueError, match='passed once by every example, got 4 values of 2'): block([0, 1], lambda: foreign(x[:2]), foreign, points=['twice'])
+    foreign.unused = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="'unused', which it does not use"): block([0, 1], lambda: foreign(x[:2]), foreign, points=['unused'])
+    compiled = wobbly()
+    compiled._orig_mod = net  # as torch.compile wraps it
+    with pytest.raises(ValueError, match='cannot see into a compiled network'): block([0, 1], lambda: None, compiled)
+    with torch.no_grad(): net.out.weight.fill_(float('nan'))
+    with pytest.raises(ValueError, match='logits must be finite'): block([0, 1], lambda: net(x[:2]))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*net.modules(), *foreign.modules()])
