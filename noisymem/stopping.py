@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'RULES', 'DEFAULTS', 'make_rule', 'smooth', 'first_extremum', 'local_extremum', 'last_local_extremum',
-           'first_fall', 'lagged_kendall', 'masked_mean', 'Stop', 'Walk', 'walk_signals', 'extract_signal', 'find_stop',
-           'judge_stop', 'summarise_stops', 'make_atlas', 'Ring', 'Stopper']
+           'first_fall', 'lagged_kendall', 'masked_mean', 'Stop', 'Trailing', 'Walk', 'walk_signals', 'extract_signal',
+           'find_stop', 'judge_stop', 'summarise_stops', 'make_atlas', 'Ring', 'Stopper']
 
 # %% ../nbs/25_stopping.ipynb #0b6e0489
 from dataclasses import dataclass
@@ -156,6 +156,29 @@ class Stop:
     reason:str = ''       # see above
     decided:int = None    # epoch after which it was known; None: at the end of training
 
+# %% ../nbs/25_stopping.ipynb #849366e9
+class Trailing:
+    "Trailing means taken value by value, a window for each column."
+    def __init__(
+        self,
+        window,               # (n,) int
+        dtype=float,
+    ):
+        self.window, self.count = window, np.zeros(len(window), int)
+        self.recent = np.full((window.max(), len(window)), np.nan, dtype)  # newest last
+
+    def take(
+        self,
+        value,                # (n,)
+        new,                  # (n,) bool, False where there is none in this column
+    )->tuple:                 # (n,) means; (n,) bool, True where one is new and whole
+        "Take the next value of some columns."
+        self.count += new
+        self.recent = np.where(new, np.concatenate([self.recent[1:], value[None]]), self.recent)
+        total = np.zeros(len(new), self.recent.dtype)
+        for back in range(len(self.recent), 0, -1): total = np.where(back <= self.window, total + self.recent[-back], total)
+        return (total/self.window.astype(self.recent.dtype)).astype(float), new & (self.count >= self.window)
+
 # %% ../nbs/25_stopping.ipynb #e707dd25
 class Walk:
     "Signals followed epoch by epoch, for many windows and patiences at once."
@@ -167,12 +190,11 @@ class Walk:
         patience=None,        # (n,) instead of the rule's
     ):
         self.rule, self.n, self.epoch = rule, n, 0
-        self.window = np.broadcast_to(rule['window'] if window is None else window, n).astype(int)
         self.patience = np.broadcast_to(np.inf if (p := rule['patience'] if patience is None else patience) is None else p, n).astype(float)
         self.original, self.sign = rule['compat'] == 'original', 1 if rule['kind'] == 'max' else -1
         whole, none = (lambda: np.zeros(n, int)), (lambda: np.full(n, np.nan))
-        self.recent = np.full((self.window.max(), n), np.nan, np.float32 if self.original else float)  # newest last
-        self.count, self.smoothed, self.wait, self.answer, self.decided, self.lead = (whole() for _ in range(6))
+        self.means = Trailing(np.broadcast_to(rule['window'] if window is None else window, n).astype(int), np.float32 if self.original else float)
+        self.smoothed, self.wait, self.answer, self.decided, self.lead = (whole() for _ in range(5))
         self.best, self.before, self.tracking = none(), none(), np.zeros(n, bool)
         self.memory = {}
 
@@ -182,14 +204,10 @@ class Walk:
     )->np.ndarray:            # (n,) bool, True where the rule has decided
         "Take the measurement of the next epoch."
         self.epoch += 1
-        value = self.sign*np.broadcast_to(np.asarray(value, self.recent.dtype), self.n)
-        new = (self.decided == 0) & (~np.isnan(value) | (self.original & (self.count > 0)))
-        self.lead += (self.count == 0) & ~new
-        self.count += new
-        self.recent = np.where(new, np.concatenate([self.recent[1:], value[None]]), self.recent)
-        total = np.zeros(self.n, self.recent.dtype)
-        for back in range(len(self.recent), 0, -1): total = np.where(back <= self.window, total + self.recent[-back], total)
-        s, now = (total/self.window.astype(self.recent.dtype)).astype(float), new & (self.count >= self.window)
+        value = self.sign*np.broadcast_to(np.asarray(value, self.means.recent.dtype), self.n)
+        new = (self.decided == 0) & (~np.isnan(value) | (self.original & (self.means.count > 0)))
+        self.lead += (self.means.count == 0) & ~new
+        s, now = self.means.take(value, new)
         _JUDGES[self.rule['rule']](self, s, now)
         self.before, self.smoothed = np.where(now, s, self.before), self.smoothed + now
         return self.decided > 0
@@ -208,22 +226,24 @@ class Walk:
     def _epochs(self):
         "The answer of every column as it stands; 0 is none."
         if not self.original: return self.answer
-        never = self.window + np.maximum(self.lead - 1, 0)
+        never = self.means.window + np.maximum(self.lead - 1, 0)
         return np.where(self.answer > 0, np.minimum(self.answer + 1 - np.minimum(self.lead, 1), self.epoch), np.where(self.epoch >= never, never, 0))
 
     def stops(self)->list:
         "The answers, if training ends here."
-        return [self._stop(j, e) for j, e in enumerate(self._epochs().tolist())]
+        return [_stop_of(self, j, e) for j, e in enumerate(self._epochs().tolist())]
 
-    def _stop(self, j, epoch):
-        rule, decided = self.rule['rule'], int(self.decided[j])
-        if rule == 'last': return Stop(None, 'last')
-        if decided: return Stop(epoch, 'confirmed', decided)
-        if not self.smoothed[j]: return Stop(None, 'too few epochs')
-        if rule == 'oracle': return Stop(epoch, 'best')
-        if rule in ('plateau', 'threshold') or not self.tracking[j]: return Stop(epoch if self.original else None, 'never turns')
-        if not self.original and (self.wait[j] == 0 or rule == 'change_point'): return Stop(None, 'still improving' if self.wait[j] == 0 else 'never turns')
-        return Stop(epoch, 'end of training')
+# %% ../nbs/25_stopping.ipynb #48e92df4
+def _stop_of(walk, j, epoch):
+    "The answer of one column, and its reason."
+    rule, decided = walk.rule['rule'], int(walk.decided[j])
+    if rule == 'last': return Stop(None, 'last')
+    if decided: return Stop(epoch, 'confirmed', decided)
+    if not walk.smoothed[j]: return Stop(None, 'too few epochs')
+    if rule == 'oracle': return Stop(epoch, 'best')
+    if rule in ('plateau', 'threshold') or not walk.tracking[j]: return Stop(epoch if walk.original else None, 'never turns')
+    if not walk.original and (walk.wait[j] == 0 or rule == 'change_point'): return Stop(None, 'still improving' if walk.wait[j] == 0 else 'never turns')
+    return Stop(epoch, 'end of training')
 
 # %% ../nbs/25_stopping.ipynb #e4b8e380
 def _judge_extremum(walk, s, now):
@@ -449,7 +469,7 @@ class Ring:
         try: model.load_state_dict(self.kept[epoch] if self.folder is None else load_file(self.path(epoch)))
         except Exception as e: raise ValueError(f'the weights of epoch {epoch} cannot be read ({type(e).__name__}: {e})') from None
 
-# %% ../nbs/25_stopping.ipynb #1a7e5701
+# %% ../nbs/25_stopping.ipynb #89b22340
 def _latest(recorder, signal):
     "What a recorder has measured last; NaN where it did not."
     def read(state):
@@ -459,7 +479,7 @@ def _latest(recorder, signal):
         return row.get(signal, np.nan)
     return read
 
-# %% ../nbs/25_stopping.ipynb #89b22340
+# %% ../nbs/25_stopping.ipynb #c3d9dc06
 class Stopper:
     "Observer that ends training by a rule and gives back the right epoch's network."
     def __init__(
