@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from noisymem.data import from_arrays
+from noisymem.data import from_arrays, load_dataset, sample
+from noisymem.dropouts import tied
 from noisymem.models import make_model
+from noisymem.noise import add_noise
 from noisymem.recorder import MEASURES, Recorder, find_points, record_signals, signals_of_records, watch, watched
 from noisymem.signals.divergence import histogram_divergence
 from noisymem.signals.predictions import check_parts, label_fit, memorized_share, pollute, prediction_changes
@@ -389,3 +391,36 @@ def test_what_a_training_look_cannot_see_is_named(images):
     with torch.no_grad(): net.out.weight.fill_(float('nan'))
     with pytest.raises(ValueError, match='logits must be finite'): block([0, 1], lambda: net(x[:2]))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*net.modules(), *foreign.modules()])
+
+
+def test_a_history_of_a_training_look(blobs, tmp_path, monkeypatch):
+    monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
+    how = dict(model='mlp', recipe=RECIPE, width=.05, signals=['cnd:histogram', 'susceptibility'], device='cpu')
+    (one, layout), (other, other_layout) = load_or_run_history(blobs, **how), load_or_run_history(blobs, **how, look='training')
+    assert one.keys() == other.keys() and np.array_equal(one['test_loss'], other['test_loss']) and (one['train_loss'] < other['train_loss']).all()
+    np.testing.assert_array_equal(one['susceptibility'], other['susceptibility'])
+    np.testing.assert_allclose(one['noisy_validation_loss'], other['noisy_validation_loss'], rtol=1e-6)
+    for k in layout: np.testing.assert_array_equal(layout[k], other_layout[k])
+    for k, v in load_or_run_history(blobs, **how, look='training')[0].items(): np.testing.assert_array_equal(v, other[k])
+
+
+@pytest.mark.parametrize('look', ['evaluation', 'training'])
+def test_example_tied_dropout_is_told_which_examples_it_sees(tmp_path, monkeypatch, look):
+    monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
+    data = sample(add_noise(load_dataset('digits'), 'symmetric', .4), 80, 0)
+    history, _ = load_or_run_history(data, 'resnet9_tied', replace(RECIPE, epochs=2), width=.2, signals=['cnd:gaussian', 'frozen_gradient', 'susceptibility'], device='cpu', look=look)
+    more, _, positions = hold_out(data, seed=0)
+    net = make_model('resnet9_tied', 10, tuple(data.x.shape[1:]), width=.2)
+    run = train(net, more, replace(RECIPE, epochs=2), positions=positions, objective=tied(index=more.index), device='cpu')
+    assert history['objective'][-1] == run.train_loss and np.isfinite(history['cnd:gaussian']).all()
+
+
+def test_absolute_error_of_the_published_study(blobs, tmp_path, monkeypatch, oracle):
+    monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
+    def run(loss, **k): return load_or_run_history(blobs, 'mlp', replace(RECIPE, epochs=1), width=.05, signals=[], device='cpu', loss=loss, **k)[0]
+    ours, theirs = run('mae'), run('mae_original')
+    assert not np.array_equal(ours['test_loss'], theirs['test_loss'])
+    slow = load_or_run_history(blobs, 'mlp', replace(RECIPE, epochs=1, lr=RECIPE.lr/3, weight_decay=0.), width=.05, signals=[], device='cpu', loss='mae')[0]
+    same = load_or_run_history(blobs, 'mlp', replace(RECIPE, epochs=1, weight_decay=0.), width=.05, signals=[], device='cpu', loss='mae_original')[0]
+    np.testing.assert_allclose(slow['test_loss'], same['test_loss'], rtol=1e-5)
+    with pytest.raises(ValueError, match="loss must be one of .*'mae_original', got 'mean'"): run('mean')
