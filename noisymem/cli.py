@@ -10,9 +10,11 @@ import argparse
 import os
 import sys
 
+import pandas as pd
+
 from .batch import _declared, choose_jobs, find_notebook, job_folder, job_state, list_profiles, list_results, load_claims, load_profile, make_job, parse_yaml, keep_order, profile_name, run_jobs, stored_jobs
 from .cluster import run_on_cluster
-from .core import check_choice, results_dir
+from .core import canonical_json, check_choice, results_dir
 from .gallery import write_gallery
 from .own_explorer import explore_folder
 from .own_report import score_source
@@ -119,14 +121,18 @@ def _plan(args):
 
 def _scoreboard(args):
     "Run the notebook of the scoreboard and print which score to use with which budget."
-    small = dict(model='mlp', recipe='{name: digits, epochs: 20}') if args.dataset == 'digits' else dict(model='fast', width='0.5', recipe='{name: cpu, epochs: 20}')
-    values = small | dict(dataset=args.dataset, noise=args.noise, n_examples=args.examples, n_models=args.models, second_epochs=6) | dict(w.partition('=')[::2] for w in args.parameter)
-    words = [f'{k}={v}' for k, v in values.items()]
-    run = _parser().parse_args(['run', 'tab_scoreboard', *(a for w in words for a in ('-p', w))])
-    status = _run(run)
+    digits = args.dataset == 'digits'
+    study = dict(n_examples=args.examples, model='mlp' if digits else 'fast', width=.5 if digits else .35)
+    study['recipe'] = dict(name='digits' if digits else 'cpu', epochs=30, lr=.05 if digits else .02, schedule='constant', augment=[], label_smoothing=0.)
+    values = dict(dataset=args.dataset, noise=args.noise, n_examples=args.examples, n_models=args.models, model=study['model'], width=1. if digits else .5, recipe=dict(name=study['recipe']['name'], epochs=20), stopping=dict(study=study, rules=dict(window=3, patience=5), options=dict(parts=dict(noisy_validation=.1))))
+    own = {w.partition('=')[0] for w in args.parameter}
+    words = [f'{k}={canonical_json(v)}' for k, v in values.items() if k not in own] + args.parameter
+    status = _run(_parser().parse_args(['run', 'tab_scoreboard', *(a for w in words for a in ('-p', w))]))
     notebook = find_notebook('tab_scoreboard')
     advice = job_folder('manual', make_job(str(notebook), _parameters(words, '-p', [k for k, (kind, _) in _declared(notebook).items() if kind == 'str'])))/'tab_scoreboard_advice.csv'
-    if advice.exists(): print(advice.read_text(encoding='utf-8').rstrip())
+    if advice.exists():
+        table = pd.read_csv(advice).drop_duplicates('use')
+        print('with this budget (trainings of one network), use this score:\n' + '\n'.join(f'  {b:>5g}  {s}' for b, s in zip(table.budget, table.use)))
     return status
 
 def _score(args):

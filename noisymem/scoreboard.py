@@ -65,10 +65,11 @@ def score_table(
     level:float=.95,      # of the intervals
     n_resamples:int=200,
     seed:int=0,
+    draws:dict=None,      # of `detection_draws`, where they are there already
 )->pd.DataFrame:          # one row per score, the best first: auroc, ap, precision, each with _low and _high; n
     "Say how well each score finds wrong labels."
     check_range('level', level, 0, 1, '()')
-    draws, table = detection_draws(scores, is_noisy, n_resamples, seed), dict(score=list(scores.columns))
+    draws, table = draws or detection_draws(scores, is_noisy, n_resamples, seed), dict(score=list(scores.columns))
     for m, v in draws.items():
         low, high = np.quantile(v[1:], [(1 - level)/2, (1 + level)/2], axis=0) if len(v) > 1 else (np.nan*v[0], np.nan*v[0])
         table |= {m: v[0], f'{m}_low': low, f'{m}_high': high}
@@ -96,7 +97,7 @@ def best_within(
     budgets=None,         # trainings; default every cost that occurs
     metric:str='ap',
     level:float=.95,
-)->pd.DataFrame:          # columns budget, score, cost, the metric with its interval, as_good: other scores within the budget that are not worse beyond chance, the cheapest first
+)->pd.DataFrame:          # columns budget, score, cost, the metric with its interval, as_good: other scores within the budget that are not worse beyond chance, the cheapest first; use: the best or, where one is cheaper and as good, that
     "Name, for every budget, the best score that it buys."
     budgets = sorted(set(table.cost)) if budgets is None else budgets
     rows = []
@@ -106,7 +107,8 @@ def best_within(
         best = within.loc[within[metric].idxmax()]
         others = within[within.score != best.score].sort_values(['cost', metric], ascending=[True, False], kind='stable').score
         level_with = [s for s in others if score_difference(draws, names, best.score, s, metric, level)[1] <= 0]
-        rows.append(dict(budget=budget, score=best.score, cost=best.cost, **{k: best[k] for k in (metric, f'{metric}_low', f'{metric}_high')}, as_good=', '.join(level_with)))
+        cheaper = [s for s in level_with if within.cost[within.score == s].item() < best.cost]
+        rows.append(dict(budget=budget, score=best.score, cost=best.cost, **{k: best[k] for k in (metric, f'{metric}_low', f'{metric}_high')}, as_good='; '.join(level_with), use=[*cheaper, best.score][0]))
     return pd.DataFrame(rows)
 
 # %% ../nbs/41_scoreboard.ipynb #2cf02392

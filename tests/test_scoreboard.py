@@ -76,6 +76,7 @@ def test_advice_never_names_what_is_too_dear_and_never_gets_worse():
     about = pd.DataFrame(dict(score=list(scores), family='x', cost=[1, 3, 1, 9, 3, 20]))
     t, draws = score_table(scores, wrong, about), detection_draws(scores, wrong)
     b = best_within(t, draws, list(scores))
+    assert t.equals(score_table(scores, wrong, about, draws=draws))
     assert (b.cost <= b.budget).all() and b.ap.is_monotonic_increasing and b.budget.tolist() == [1, 3, 9, 20]
     assert best_within(t, draws, list(scores), [.5]).empty
 
@@ -83,3 +84,12 @@ def test_advice_never_names_what_is_too_dear_and_never_gets_worse():
 @pytest.mark.parametrize('change, message', [(lambda s, w: (s.assign(s0=np.nan), w), 'no NaN, got some in s0'), (lambda s, w: (s, w[:-1]), 'is_noisy'), (lambda s, w: (s, np.zeros(len(w), bool)), 'is_noisy')])
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message): score_table(*change(*drawn()))
+
+
+def test_what_is_as_good_and_cheaper_is_the_one_to_use():
+    scores, wrong = drawn(8, n=1500)
+    scores['cheap'] = scores.s3 + 1e-9*np.arange(len(wrong))
+    about = pd.DataFrame(dict(score=list(scores), family='x', cost=[1, 1, 1, 9, 2]))
+    t, draws = score_table(scores, wrong, about), detection_draws(scores, wrong)
+    b = best_within(t, draws, list(scores)).set_index('budget')
+    assert b.use[9] == 'cheap' and (b.score[1], b.use[1]) == ('s2', 's2') and all(u == s or u in g.split('; ') for u, s, g in zip(b.use, b.score, b.as_good))
