@@ -165,6 +165,7 @@ def check_transition(
     n_classes:int=None,   # K; default as it comes
 )->Tensor:                # float32 or float64, as it came
     "Check that a transition matrix is one: each row a probability."
+    if isinstance(transition, str): raise ValueError(f'transition must be a (K, K) matrix, got {transition!r}')
     t = torch.as_tensor(transition)
     if t.ndim != 2 or t.shape[0] != t.shape[1] or not t.is_floating_point() or n_classes not in (None, len(t)):
         raise ValueError(f'transition must be floats of shape {(n_classes or "K",)*2}, got {t.dtype} {tuple(t.shape)}'.replace("'", ''))

@@ -107,6 +107,17 @@ def test_degenerate_batches_have_finite_gradients(f, case):
     assert all(g is None or g.isfinite().all() for g in (*first, *second))
 
 
+@pytest.mark.parametrize('softmax', [True, False])
+def test_features_far_from_the_origin_keep_their_distances(softmax):
+    s, t = batch(64, 10, 128)
+    s, t = s + 3000*(not softmax), (t + 3000).requires_grad_()
+    def of(s, t): return (loss := rep_reg(s, t, sup_softmax=softmax)), torch.autograd.grad(loss, t)[0]
+    loss, gradient = of(s, t)
+    true, direction = of(s.double(), t.double())
+    torch.testing.assert_close(loss.double(), true, rtol=1e-4, atol=0)
+    torch.testing.assert_close(gradient.double(), direction.double(), rtol=1e-2, atol=1e-3*float(direction.abs().max()))
+
+
 def test_detached_features_get_no_gradient():
     for f in (rep_reg, rep_reg_angle):
         s, t = (x.requires_grad_() for x in batch(6, 3, 4))
@@ -136,6 +147,7 @@ def test_bad_input(f):
     s, t = batch(6, 3, 4)
     for a, b, word in [(s, t[:5], r'got \(6, 3\) and \(5, 4\)'), (s[0], t, 'must be'), (s[:1], t[:1], 'at least 2'), (s[:0], t[:0], 'at least 2')]:
         with pytest.raises(ValueError, match=word): f(a, b)
+    with pytest.raises(TypeError, match='must be tensors, got ndarray'): f(s.numpy(), t)
     with pytest.raises(ValueError, match='lam must be'): f(s, t, lam=-1)
     with pytest.raises(ValueError, match='distance must be one of'): f(s, t, distance='cosine')
 

@@ -341,6 +341,9 @@ def test_the_figure_has_the_values_of_the_table(root):
 
 @pytest.mark.parametrize('options, word', [
     (dict(loss='nce'), "loss must be one of 'ce'"), (dict(loss='forward'), 'transition must be'), (dict(loss='forward', options=dict(transition=torch.eye(3))), r'shape \(10, 10\)'),
-    (dict(regulariser='rkd'), 'regulariser must be one of'), (dict(alpha=-1), 'alpha must be'), (dict(contrast=math.nan), 'contrast must be'), (dict(warmup=-1), 'warmup must be'), (dict(plain_until=-1), 'plain_until must be'), (dict(compat='orig'), 'compat must be one of')])
+    (dict(regulariser='rkd'), 'regulariser must be one of'), (dict(alpha=-1), 'alpha must be'), (dict(contrast=math.nan), 'contrast must be'), (dict(warmup=-1), 'warmup must be'), (dict(plain_until=-1), 'plain_until must be'), (dict(compat='orig'), 'compat must be one of'),
+    (dict(loss='gce', options=dict(q=3), warmup=4), 'q must be'), (dict(loss='gce', options=dict(k=.5)), "options of loss 'gce' must be those of"), (dict(loss='peer', options=dict(weight=-1)), 'weight'),
+    (dict(loss='elr', options=dict(beat=.5)), "options of loss 'elr'"), (dict(regulariser='distance', reg=dict(power_ssl=-1), plain_until=5), 'power must be'), (dict(regulariser='distance', reg=dict(powers=1)), "reg of regulariser 'distance'"),
+    (dict(view=dict(jiter=0.)), 'view must be those of'), (dict(loss='forward', options=dict(transition='hoc')), 'transition')])
 def test_bad_settings_are_noticed_before_training(data, options, word):
     with pytest.raises(ValueError, match=word): RobustObjective(data, **options)

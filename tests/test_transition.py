@@ -108,6 +108,16 @@ def test_more_examples_narrow_the_intervals():
     assert width(2400) < .75*width(400)
 
 
+def test_draws_are_fitted_in_parts_where_classes_are_many(monkeypatch):
+    x, clean = clusters(100)
+    def fit(): return estimate_transition(x, class_conditional(clean, matrix(), seed=1), n_boot=7, steps=40)
+    whole, calls = fit(), []
+    monkeypatch.setattr(T, '_AT_ONCE', 2*4**3)
+    monkeypatch.setattr(T, 'fit_transition', lambda first, *rest, **kw: calls.append(len(first)) or fit_transition(first, *rest, **kw))
+    torch.testing.assert_close(fit().low, whole.low)
+    assert calls == [4, 2, 2, 2, 1]  # the tables themselves are of four classes
+
+
 def test_anchors():
     probs = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(5), 400))
     t = anchor_transition(probs)
@@ -186,3 +196,4 @@ def test_bad_input():
 def test_cpu_equals_gpu():
     x, y = clusters(300)
     for a, b in zip(count_consensus(x, y, device='cuda'), count_consensus(x, y, device='cpu')): torch.testing.assert_close(a.cpu(), b)
+    for a, b in zip(count_consensus(x.cuda(), y.cuda(), device='cpu'), count_consensus(x, y, device='cpu')): torch.testing.assert_close(a, b)

@@ -40,9 +40,15 @@ def _summed(part, blocks, *inputs):
 
 def _check_pair(logits, features):
     "Check what is compared; both in at least float32."
+    for t in (logits, features):
+        if not isinstance(t, Tensor): raise TypeError(f'logits and features must be tensors, got {type(t).__name__}')
     if logits.ndim != 2 or features.ndim != 2 or len(logits) != len(features): raise ValueError(f'logits and features must be (B, K) and (B, D) of the same examples, got {tuple(logits.shape)} and {tuple(features.shape)}')
     if len(logits) < 2: raise ValueError(f'logits must be of at least 2 examples, got {len(logits)}')
     return [t if t.dtype == torch.float64 else t.float() for t in (logits, features)]
+
+def _centred(x):
+    "Around the origin, where the squares of distances keep their digits."
+    return x - x.mean(0).detach()
 
 # %% ../../nbs/35_methods.representation.ipynb #4fa772dc
 PENALTIES = { # name: function of differences, per entry
@@ -63,9 +69,9 @@ def rep_reg(
     check_choice('distance', distance, PENALTIES)
     check_choice('reduce', reduce, ['all', 'offdiag'])
     check_range('lam', lam, 0, float('inf'), '[)')
-    with torch.autocast(logits.device.type, enabled=False):
-        s, t = _check_pair(logits, features)
-        s, t, n = s.softmax(1) if sup_softmax else s, t.detach() if detach_ssl else t, len(s)
+    s, t = _check_pair(logits, features)
+    with torch.autocast(s.device.type, enabled=False):
+        s, t, n = s.softmax(1) if sup_softmax else _centred(s), _centred(t.detach() if detach_ssl else t), len(s)
         blocks = _row_blocks(n, n)
         mean = lambda x, power: _summed(lambda rows, x: pair_distances(x, power, rows).sum(), blocks, x)/(n*(n - 1))
         part = lambda rows, s, t, u, v: PENALTIES[distance](pair_distances(s, power_sup, rows)/u - pair_distances(t, power_ssl, rows)/v).sum()
@@ -91,8 +97,8 @@ def rep_reg_angle(
     "Compute how far the angles between outputs are from those between features."
     check_choice('distance', distance, PENALTIES)
     check_range('lam', lam, 0, float('inf'), '[)')
-    with torch.autocast(logits.device.type, enabled=False):
-        s, t = _check_pair(logits, features)
+    s, t = _check_pair(logits, features)
+    with torch.autocast(s.device.type, enabled=False):
         s, t, n = s.softmax(1) if sup_softmax else s, t.detach() if detach_ssl else t, len(s)
         part = lambda rows, s, t: PENALTIES[distance](_cosines(s, rows) - _cosines(t, rows)).sum()
         return lam*_summed(part, _row_blocks(n, n*max(n, t.shape[1])), s, t)/n**3

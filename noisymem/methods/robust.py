@@ -17,7 +17,7 @@ from torch import Tensor
 from ..augment import apply_augmentation, draw_augmentation, normalize
 from ..core import check_choice, check_range, make_generator
 from ..data import Dataset
-from ..losses import LOSSES, EarlyLearning, check_transition, cross_entropy, forward_corrected, peer_loss
+from ..losses import LOSSES, EarlyLearning, cross_entropy, forward_corrected, peer_loss
 from .relabel import EpochBar, WatchAccuracy
 from .representation import rep_reg, rep_reg_angle
 from .simclr import Contrast, load_encoder, make_encoder
@@ -57,6 +57,27 @@ def _draw_peers(objective, state, epoch):
     objective.peers = objective.trained[torch.stack([torch.randperm(n, generator=g), torch.randperm(n, generator=g)])].to(state.data.x.device)
     objective.peer_draws = draw_augmentation(dict(state.recipe.augment), n, g, state.data.x.shape[1:], epoch, state.data.index[objective.peers[0]]).to(state.data.x.device)
 
+def _try(name, settings, go):
+    "Run something once for its errors; settings that it does not have are one as well."
+    try: go(**settings)
+    except TypeError as e:
+        if 'unexpected keyword argument' not in str(e): raise
+        raise ValueError(f'{name} must be those of {go.__name__}: {str(e).split("() ")[-1]}') from None
+
+def _check_objective(loss, options, regulariser, reg, view, n_classes):
+    "Try each part of an objective on two examples, before anything is trained."
+    check_choice('loss', loss, [*LOSSES, *WITH_STATE])
+    check_choice('regulariser', regulariser, [None, *REGULARISERS])
+    logits, labels = torch.zeros(2, n_classes), torch.zeros(2, dtype=torch.int64)
+    def memory(**options): return EarlyLearning(2, n_classes, **options)(logits, labels, torch.arange(2))
+    def forward(**options): return forward_corrected(logits, labels, **options)
+    def peer(**options): return peer_loss(logits, labels, logits, labels, **options)
+    def plain(**options): return LOSSES[loss](logits, labels, reduction='mean', **options)
+    def distances(**reg): return REGULARISERS[regulariser](logits, torch.eye(2), **reg)
+    _try(f'options of loss {loss!r}', options, dict(elr=memory, forward=forward, peer=peer).get(loss, plain))
+    _try('view', view, Contrast)
+    if regulariser: _try(f'reg of regulariser {regulariser!r}', reg, distances)
+
 def _base(objective, model, logits, batch):
     "The loss on given labels."
     if objective.active in LOSSES: return LOSSES[objective.active](logits, batch.given_label, reduction='mean', **(objective.options if objective.active == objective.loss else {}))
@@ -87,12 +108,10 @@ class RobustObjective:
         extra_views:bool=False,  # pass strong views where no term needs them, for their effect on the norms alone
         compat:str=None,         # None, or 'original': stages an epoch longer, and before the regulariser counts as `extra_views`
     ):
-        check_choice('loss', loss, [*LOSSES, *WITH_STATE])
-        check_choice('regulariser', regulariser, [None, *REGULARISERS])
+        _check_objective(loss, options, regulariser, reg, view, data.n_classes)
         check_range('alpha', alpha, 0, math.inf, '[)')
         check_range('contrast', contrast, 0, math.inf, '[)')
         list_stages(1, warmup, plain_until, compat)
-        if loss == 'forward': check_transition(options.get('transition') if options.get('transition') is not None else torch.zeros(0), data.n_classes)
         self.loss, self.options, self.regulariser, self.reg, self.weights, self.compat = loss, dict(options), regulariser, reg, (alpha, contrast), compat
         self.extra = extra_views or bool(compat and regulariser)
         self.warmup, self.plain_until, self.views = warmup, plain_until if regulariser else None, Contrast(**view) if regulariser or extra_views else None
@@ -252,7 +271,9 @@ _LINES = { # data: {loss: (settings, those of the regularised line beside them)}
     'cifar10': {'ce': ({}, {}), 'gce': (dict(loss='gce'), {}), 'peer': (dict(loss='peer', after='last'), {}), 'forward': (_MATRIX | dict(transition='anchor'), {}), 'hoc': (_MATRIX | dict(transition='hoc'), {}), 'elr': (dict(loss='elr'), dict(plain_until=30))},
     'cifar100': {'gce': (dict(loss='gce', warmup=20), dict(plain_until=22)), 'sce': (dict(loss='sce', warmup=20), dict(plain_until=23)), 'bootstrap': (dict(loss='bootstrap', warmup=20), dict(plain_until=23)), 'elr': (dict(loss='elr', warmup=1), dict(plain_until=25))}}
 _COLUMNS = { # data: (label sets, the first is that of the README; recipe)
-    'cifar10': (('symmetric-0.6', 'symmetric-0.8', 'pair-0.4', dict(kind='instance', rate=.6, layout='chw', scale=255.)), _SGD), 'cifar100': (('symmetric-0.8',), _ADAM)}
+    'cifar10': (('symmetric-0.6', 'symmetric-0.8', 'pair-0.4', 'instance'), _SGD), 'cifar100': (('symmetric-0.8',), _ADAM)}
+_INSTANCE = { # the noise of that name: one projection for each true class, or one for all, which sends most labels to one class
+    None: dict(kind='instance', rate=.6, projection='per_class', temperature=30.), 'original': dict(kind='instance', rate=.6, layout='chw', scale=255.)}
 
 def _published(dataset, names, compat=None):
     "Settings of some lines of a table, in words of `fig_robust_losses`."
@@ -263,7 +284,8 @@ def _published(dataset, names, compat=None):
         old = {} if compat is None else dict(compat=compat) | (dict(extra_views=True) if dataset == 'cifar100' or loss == 'elr' else {})
         methods[(loss.upper() if loss not in ('forward', 'peer', 'bootstrap') else loss) + (' + R' if reg else '')] = plain | (dict(regulariser='distance') | more if reg else {}) | old
     noises, recipe = _COLUMNS[dataset]
-    return dict(dataset=dataset, noises=list(noises if len(names) > 1 else noises[:1]), model='resnet34', recipe=recipe, methods=methods)
+    noises = [_INSTANCE[compat] if noise == 'instance' else noise for noise in noises[:None if len(names) > 1 else 1]]
+    return dict(dataset=dataset, noises=noises, model='resnet34', recipe=recipe, methods=methods)
 
 TABLES = { # name: settings of `fig_robust_losses`
     name + end: _published(dataset, names, compat)

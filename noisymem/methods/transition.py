@@ -41,7 +41,8 @@ def count_consensus(
     "Count how often given labels meet among the nearest neighbours."
     check_range('rounds', rounds, 0, math.inf, '[)')
     check_range('size', size, 3, math.inf, '[)')
-    device, features = pick_device(device), torch.as_tensor(features)
+    device = pick_device(device)
+    features = torch.as_tensor(features).to(device)
     labels = check_labels('labels', labels, n_classes, len(features)).to(device)
     n_classes, order, rng = n_classes or int(labels.max()) + 1, labels.argsort(stable=True), np.random.RandomState(seed)
     drawn = [order[torch.from_numpy(rng.choice(len(order), min(size, len(order)), replace=False)).to(device)] for _ in range(rounds)] or [torch.arange(len(labels), device=device)]
@@ -114,6 +115,8 @@ def table_gap(
     return 100*float((counted - expected).abs().mean()/expected.abs().mean())
 
 # %% ../../nbs/36_methods.transition.ipynb #fa1858a0
+_AT_ONCE = 2**24 # entries of tables that are fitted together
+
 def estimate_transition(
     features,            # (N, D)
     labels,              # (N,) given
@@ -134,7 +137,8 @@ def estimate_transition(
     if n_boot:
         third, n = tables[2].cpu().numpy(), len(labels)
         drawn = torch.from_numpy(np.random.default_rng(seed).multinomial(n, third.ravel()/third.sum(), n_boot).reshape(n_boot, *third.shape)/n).to(tables[2].device)
-        many = fit_transition(drawn.sum((2, 3)), drawn.sum(3), drawn, seed=seed, compat=compat, **options).transition
+        parts = drawn.split(max(1, _AT_ONCE//third.size))
+        many = torch.cat([fit_transition(d.sum((2, 3)), d.sum(3), d, seed=seed, compat=compat, **options).transition for d in parts])
         fit.low, fit.high = (many.quantile(q, 0) for q in ((1 - level)/2, (1 + level)/2))
     return fit
 
