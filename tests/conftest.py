@@ -1,7 +1,11 @@
 "Fixtures: the developers' shared folder and genuine data, where they are at hand."
+import importlib
 import os
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ['OMP_NUM_THREADS'] = '1'  # before torch: equal to the bit only with equal threads, and two workers of one thread are faster than one of two
@@ -10,6 +14,8 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from execnb.nbio import read_nb, write_nb
+from execnb.shell import CaptureShell
 from filelock import FileLock
 
 from noisymem.data import from_arrays, load_dataset, sample
@@ -41,13 +47,18 @@ def oracle(shared):
     return load
 
 
+def shared_folder(tmp_path_factory, name):
+    "A folder of this run of the tests, one for all workers."
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/name
+
+
 @pytest.fixture(scope='session')
 def real_data(shared, tmp_path_factory):
     "Folder with genuine CIFAR-10, CIFAR-100 and CIFAR-N in their official layouts."
     ready = os.environ.get('NOISYMEM_TEST_DATA')
     if ready: return Path(ready)
-    dest = tmp_path_factory.getbasetemp()/'real'
-    if 'PYTEST_XDIST_WORKER' in os.environ: dest = dest.parent.parent/'real'  # one for all workers
+    dest = shared_folder(tmp_path_factory, 'real')
     with FileLock(f'{dest}.lock'):
         if not dest.exists():
             subprocess.run([sys.executable, shared/'data'/'unpack.py', f'{dest}.part', 'cifar10', 'cifar100', 'cifarn'], check=True, capture_output=True)
@@ -72,3 +83,32 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker('gpu') and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason='needs a CUDA GPU'))
+
+
+def in_a_copy(work, *args):
+    "What a function of a module returns in a copy of this process, which has imported everything: seconds faster than a new one."
+    with ProcessPoolExecutor(1, mp_context=get_context('fork')) as pool: return pool.submit(work, *args).result(600)
+
+
+def run_notebook(
+    path,
+    out,            # the executed notebook
+    parameters={},  # written behind those of the tagged cell
+    env={},
+    cwd=None,       # default: the folder of the notebook
+):                  # what it failed of, '' where it did not
+    "Run a notebook as a kernel does, but in a copy of this process."
+    return in_a_copy(_run_notebook, path, out, parameters, env, cwd or path.parent)
+
+
+def _run_notebook(path, out, parameters, env, cwd):
+    os.chdir(cwd)
+    os.environ.update(env)
+    importlib.reload(warnings)  # pytest keeps them to itself
+    nb, error = read_nb(path), ''
+    for cell in nb.cells:
+        if 'parameters' in cell.metadata.get('tags', ()): cell.source += ''.join(f'\n{k} = {v!r}' for k, v in parameters.items())
+    try: CaptureShell(mpl_format='png').run_all(nb, exc_stop=True)
+    except Exception as e: error = f'{type(e).__name__}: {e}'
+    write_nb(nb, out)
+    return error

@@ -580,15 +580,6 @@ def test_an_interrupt_ends_all_workers_and_leaves_nothing_that_looks_finished(tm
     assert not any(list(f.glob(p)) for f in folders for p in ('*.ipynb', '.running-*', 'job.json'))
 
 
-def test_two_runners_train_a_notebook_once(tmp_path, results):
-    path = notebook(tmp_path, 'fig_t', 'import os, time; open(os.environ["NOISYMEM_FIGURE"] + "/../times.txt", "a").write("once\\n"); time.sleep(2)')
-    code = f'from noisymem import batch as B; raise SystemExit(B.run_jobs("p", [B.make_job({path!r}, {{}})]))'
-    runners = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [r.communicate(timeout=120)[0] for r in runners]
-    assert all(r.returncode == 0 for r in runners) and (results/'figures'/'p'/'times.txt').read_text() == 'once\n'
-    assert sum('cached' in s for s in said) == 1
-
-
 def test_whoever_waits_for_another_runner_says_so_once_and_hears_an_interrupt(tmp_path, capsys):
     stop = threading.Event()
     threading.Timer(1.2, stop.set).start()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import in_a_copy
 
 from noisymem import ensemble as E
 from noisymem.core import config_hash
@@ -276,20 +277,21 @@ def test_every_setting_of_a_recipe_and_the_library_version_are_in_the_key(data, 
     assert key('cpu') != before
 
 
-KEY = '''
-from noisymem.ensemble import _training_code, __file__ as where
-print(_training_code('fast'), _training_code('mlp', True), _training_code('resnet34'), where)
-'''
+def keys_of(folder):
+    "Keys that a copy of the library gives, in a process that has not read it yet."
+    for module in [m for m in sys.modules if m.split('.')[0] == 'noisymem']: del sys.modules[module]
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    from noisymem import ensemble
+    assert ensemble.__file__.startswith(str(folder))
+    return [ensemble._training_code('fast'), ensemble._training_code('mlp', True), ensemble._training_code('resnet34')]
 
 
 def test_a_changed_constant_of_the_training_code_is_another_key(tmp_path, root):
     "In a copy of the library: a constant of the loss, a comment, a network."
     import shutil
     shutil.copytree(root/'noisymem', tmp_path/'noisymem', ignore=shutil.ignore_patterns('__pycache__'))
-    def keys():
-        told = subprocess.run([sys.executable, '-B', '-c', KEY], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(tmp_path)), capture_output=True, text=True, check=True).stdout.split()
-        assert told[3].startswith(str(tmp_path))
-        return told[:3]
+    def keys(): return in_a_copy(keys_of, tmp_path)
     def change(module, old, new):
         path = tmp_path/'noisymem'/f'{module}.py'
         assert old in path.read_text()

@@ -373,6 +373,7 @@ def test_a_full_disk_loses_no_figure(tmp_path, disk, monkeypatch, capsys, free):
     assert B.job_state('p', job)['status'] in ('not run', 'failed')
     assert before == {p: p.read_bytes() for p in B.job_folder('p', well).iterdir()}
     (disk/'filler').unlink()
+    for name, put in HERE.items(): monkeypatch.setattr(B, name, put)
     assert B.run_jobs('p', [job]) == 0 and B.job_state('p', job)['status'] == 'done'
 
 
@@ -525,7 +526,7 @@ def runner(tmp_path, results):
     def start(workers):
         jobs = [figure(tmp_path, f'deaf_{i}', DEAF) for i in range(workers)]
         (tmp_path/'p.yaml').write_text('figures:\n' + ''.join(f'  {j.notebook}: {{n: 4}}\n' for j in jobs))
-        code = f'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from noisymem import batch, cli; batch._stale_modules = list; raise SystemExit(cli.main(["run", r"{tmp_path}/p.yaml", "--workers", "{workers}"]))'
+        code = f'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); from noisymem import batch, cli; batch._stale_modules = list; raise SystemExit(cli.main(["run", r"{tmp_path}/p.yaml", "--workers", "{workers}"]))'
         process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(psutil.Process(process.pid))
         assert wait_until(lambda: all((B.job_folder('p', j)/'begun').exists() for j in jobs) or process.poll()) and process.poll() is None

@@ -1,4 +1,4 @@
-"Every figure notebook: nine cells, typed parameters, clean on the disk, and a run by papermill with small values."
+"Every figure notebook: nine cells, typed parameters, clean on the disk, and a run with small values."
 import ast
 import os
 import re
@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import run_notebook, shared_folder
 
 from noisymem.batch import list_profiles, load_profile, notebook_parameters
 from noisymem.figures import Figure
@@ -104,60 +106,74 @@ def test_profiles_name_known_parameters(profile):
 
 
 @pytest.fixture(scope='session')
-def results(tmp_path_factory): return tmp_path_factory.mktemp('figure results')
+def results(tmp_path_factory):
+    "What one figure has trained the next one finds, whichever worker draws it."
+    folder = shared_folder(tmp_path_factory, 'figure results')
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
-def run_papermill(notebook, parameters, results):
-    "Plain papermill, as a reader would call it; returns the process and the executed notebook."
-    out = results/f'{notebook.stem}.ipynb'
-    (results/'parameters.yaml').write_text(yaml.safe_dump(parameters))
-    env = {k: v for k, v in os.environ.items() if k != 'NOISYMEM_FIGURE'} | dict(NOISYMEM_RESULTS=str(results), OMP_NUM_THREADS='1', PYDEVD_DISABLE_FILE_VALIDATION='1')
-    command = [sys.executable, '-m', 'papermill', str(notebook), str(out), '-f', str(results/'parameters.yaml'), '-k', 'python3', '--no-progress-bar']
-    return subprocess.run(command, env=env, cwd=results, capture_output=True, text=True, timeout=600), out
+def draw(name, values, results, folder):
+    "Run a figure notebook; what it failed of."
+    return run_notebook(ROOT/'nbs'/'figs'/f'{name}.ipynb', folder/f'{name}.ipynb', values, dict(NOISYMEM_RESULTS=str(results), NOISYMEM_FIGURE=str(folder)), folder)
 
 
-@each
-def test_runs_with_small_values(path, results):
-    if path.stem not in HELD_OUT and path.stem not in SMALL: pytest.fail(f'tests/small.yaml has no values for {path.stem}')
+def small_values(path):
     known = {n.target.id for n in ast.parse(parameters_cell(read(path)).source).body}
-    values = {k: v for k, v in SMALL['all'].items() if k in known} | SMALL.get(path.stem, {})
-    process, out = run_papermill(path, values, results)
-    assert process.returncode == 0, process.stderr[-2000:]
-    assert not any(o.output_type == 'error' for c in read(out).cells for o in c.get('outputs', []))
-    folder = results/'figures'/path.stem
+    return {k: v for k, v in SMALL['all'].items() if k in known} | SMALL.get(path.stem, {})
+
+
+def assert_drawn(folder, name):
+    "Pictures with their numbers, and claims that hold."
     pictures = sorted(folder.glob('*.png'))
     assert pictures and (folder/'provenance.json').exists()
     for picture in pictures:
         assert picture.stat().st_size > 500 and picture.with_suffix('.pdf').exists()
         assert len(pd.read_csv(picture.with_suffix('.csv'))) >= 0
     claims = pd.read_csv(folder/'claims.csv')
-    assert claims.tells.any() or path.stem in ('fig_cluster_row', 'fig_embedding_rings'), 'a figure without a single binding claim shows nothing'
+    assert claims.tells.any() or name in ('fig_cluster_row', 'fig_embedding_rings'), 'a figure without a single binding claim shows nothing'
     assert claims[claims.tells].holds.all()
 
 
-def test_a_wrong_published_file_is_refused(results):
+@each
+def test_runs_with_small_values(path, results, tmp_path):
+    if path.stem not in HELD_OUT and path.stem not in SMALL: pytest.fail(f'tests/small.yaml has no values for {path.stem}')
+    assert not draw(path.stem, small_values(path), results, tmp_path)
+    assert not any(o.output_type == 'error' for c in read(tmp_path/path.name).cells for o in c.get('outputs', []))
+    assert_drawn(tmp_path, path.stem)
+
+
+def test_plain_papermill_draws_a_figure(results):
+    "As a reader would call it, from another folder."
+    notebook = ROOT/'nbs'/'figs'/'fig_memorization_histogram.ipynb'
+    (results/'parameters.yaml').write_text(yaml.safe_dump(small_values(notebook)))
+    env = {k: v for k, v in os.environ.items() if k != 'NOISYMEM_FIGURE'} | dict(NOISYMEM_RESULTS=str(results), PYDEVD_DISABLE_FILE_VALIDATION='1')
+    command = [sys.executable, '-m', 'papermill', str(notebook), str(results/'out.ipynb'), '-f', str(results/'parameters.yaml'), '-k', 'python3', '--no-progress-bar']
+    process = subprocess.run(command, env=env, cwd=results, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert not any(o.output_type == 'error' for c in read(results/'out.ipynb').cells for o in c.get('outputs', []))
+    assert_drawn(results/'figures'/notebook.stem, notebook.stem)
+
+
+def test_a_wrong_published_file_is_refused(results, tmp_path):
     "No shared example: the message says so, and nothing is drawn."
-    (results/'foreign.csv').write_text('inclusion_prob,exclusion_prob\n' + ',\n'*3000 + '0.5,0.5\n')
-    process, _ = run_papermill(ROOT/'nbs'/'figs'/'fig_published_validation.ipynb', SMALL['all'] | dict(published=str(results/'foreign.csv')), results)
-    assert process.returncode != 0 and 'published must share examples' in process.stderr
+    (tmp_path/'foreign.csv').write_text('inclusion_prob,exclusion_prob\n' + ',\n'*3000 + '0.5,0.5\n')
+    assert 'published must share examples' in draw('fig_published_validation', SMALL['all'] | dict(published=str(tmp_path/'foreign.csv')), results, tmp_path)
+    assert not list(tmp_path.glob('*.png'))
 
 
 def test_a_foreign_embedding_is_refused(results, tmp_path):
-    import numpy as np
     np.save(tmp_path/'short.npy', np.zeros((10, 4)))
-    process, _ = run_papermill(ROOT/'nbs'/'figs'/'fig_embedding_rings.ipynb', SMALL['all'] | dict(embedding=str(tmp_path/'short.npy')), results)
-    assert process.returncode != 0 and 'must hold one row of features for each of the 1437 training examples' in process.stderr
+    assert 'must hold one row of features for each of the 1437 training examples' in draw('fig_embedding_rings', SMALL['all'] | dict(embedding=str(tmp_path/'short.npy')), results, tmp_path)
 
 
-def test_regions_and_curves_need_no_truth(results):
+def test_regions_and_curves_need_no_truth(results, tmp_path):
     "Web images, whose true labels nobody knows: the label-free plane is drawn; what needs the truth says so."
     values = dict(dataset='clothing1m_mini:size=16', noise='given', contenders=[{'model': 'mlp', 'width': .1}, {'model': 'linear'}], rates=[.1, .01], schedules=['cosine'], epochs=3)
     for name in ('fig_regions', 'fig_susceptibility'):
-        process, _ = run_papermill(ROOT/'nbs'/'figs'/f'{name}.ipynb', values, results)
-        assert process.returncode == 0, process.stderr[-2000:]
-        assert not pd.read_csv(results/'figures'/name/'claims.csv').claim.str.contains('wrong labels that are fitted|correct labels').any()
-    process, _ = run_papermill(ROOT/'nbs'/'figs'/'fig_susceptibility_correlation.ipynb', values, results)
-    assert process.returncode != 0 and 'dataset must have labels whose truth is known' in process.stderr
+        assert not draw(name, values, results, tmp_path)
+        assert not pd.read_csv(tmp_path/'claims.csv').claim.str.contains('wrong labels that are fitted|correct labels').any()
+    assert 'dataset must have labels whose truth is known' in draw('fig_susceptibility_correlation', values, results, tmp_path)
 
 
 def test_a_failing_claim_keeps_the_figure(monkeypatch, tmp_path):
