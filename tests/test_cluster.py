@@ -293,9 +293,9 @@ def requeued(job_id):
 
 
 @pytest.mark.xdist_group('slurm')
-def test_slurm_jobs_are_killed_requeued_and_submitted_again(results, tmp_path, slurm, capfd):
+def test_slurm_jobs_are_killed_requeued_and_submitted_again(results, tmp_path, slurm, capfd, monkeypatch):
     "Four tasks: one is killed by the system, one by scancel, one requeued by hand, one told that it will be preempted."
-    cfg = RunConfig(**TINY, model='fast', width=.25, recipe=dict(name='digits', epochs=600), n_models=12)  # some seconds a model on an idle machine, so that a task is met at work
+    cfg = RunConfig(**TINY, model='fast', width=.25, recipe=dict(name='digits', epochs=200), n_models=12)  # some seconds a model on an idle machine, so that a task is met at work
     job, folder = figure(tmp_path, [{k: getattr(cfg, k) for k in ('dataset', 'noise', 'n_examples', 'model', 'width', 'recipe', 'n_models')}]), folder_of(cfg)
     there = lambda *seeds: [s for s in seeds if _shard(folder, s).exists()]
     sub = C.submit('tiny', [job], 'slurm', C.load_options(overrides=QUICK | dict(models_per_task=3)))
@@ -322,6 +322,8 @@ def test_slurm_jobs_are_killed_requeued_and_submitted_again(results, tmp_path, s
     assert 2 <= len(missing) <= 4
     again = C.submit('tiny', [job], 'slurm', C.load_options(overrides=QUICK | dict(models_per_task=4)))
     assert [s for call in again.steps[0].calls for s in parse_seeds(call[1][0].n_models)] == missing
+    wait = C.wait
+    monkeypatch.setattr(C, 'wait', lambda sub, every: wait(sub, every/20))
     assert C.run_on_cluster('tiny', [job], wait_for_end=True) == 0, 'what is in the queue is watched'
     assert f'logs: {again.folder}' in capfd.readouterr().out and job_state('tiny', job)['status'] == 'done' and (results/'gallery'/'tiny'/'index.html').exists()
     assert_same(load_ensemble(folder), alone(cfg))
