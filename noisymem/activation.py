@@ -9,7 +9,7 @@ __all__ = ['maximise_activation']
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .augment import normalize
 from .core import check_choice, check_range, make_generator

@@ -371,7 +371,7 @@ def _start(job, folder, target, limits):
 
 # %% ../nbs/50b_batch.ipynb #b02ffa23
 def _watch(process, progress, timeout, stop):
-    "Draw the job's own count of models until it ends; returns False on a time-out, raises when told to stop."
+    "Draw the job's own count, of models or what the end of its description names, until it ends; returns False on a time-out, raises when told to stop."
     bar, shown, start, said = None, None, time.monotonic(), time.monotonic()
     while process.poll() is None:
         if stop.wait(.2): raise KeyboardInterrupt
@@ -381,12 +381,14 @@ def _watch(process, progress, timeout, stop):
         if (seen['desc'], seen['total']) != shown:
             if bar is not None: bar.close()
             shown, first, since = (seen['desc'], seen['total']), seen['n'], time.monotonic()
-            bar = tqdm(total=seen['total'], desc=seen['desc'], unit='model', leave=False, disable=None if seen['total'] else True)
+            unit = next((u for u in ('epochs', 'steps') if seen['desc'].endswith(f', {u}')), 'models')
+            what = seen['desc'].removesuffix(f', {unit}')
+            bar = tqdm(total=seen['total'], desc=what, unit=unit[:-1], leave=False, disable=None if seen['total'] else True)
         bar.update(seen['n'] - bar.n)
         if bar.disable and seen['n'] < seen['total'] and time.monotonic() - said > 60:
             said, done = time.monotonic(), seen['n'] - first
-            left = f"{(said - since)/done*(seen['total'] - seen['n'])/60:.0f} min left" if done else 'time left not known yet' if seen['n'] else 'no model done yet'
-            print(f"      {seen['desc']}: {seen['n']} of {seen['total']} models, {left}", flush=True)
+            left = f"{(said - since)/done*(seen['total'] - seen['n'])/60:.0f} min left" if done else 'time left not known yet' if seen['n'] else 'none done yet'
+            print(f"      {what}: {seen['n']} of {seen['total']} {unit}, {left}", flush=True)
     if bar is not None: bar.close()
     return True
 

@@ -12,12 +12,10 @@ import gzip
 import hashlib
 import io
 import math
-import pickle
 import re
 import tarfile
 import zlib
 from collections import Counter
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple

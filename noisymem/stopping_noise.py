@@ -10,7 +10,6 @@ __all__ = ['STUDY', 'symmetric_original', 'hard_noise', 'noise_images', 'appende
 import random
 from dataclasses import fields, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 

@@ -477,16 +477,17 @@ def test_a_clock_that_jumps_back_while_models_train(data, tmp_path, monkeypatch)
     assert list(tqdm(range(5), file=open(os.devnull, 'w'))) == list(range(5))
 
 
-def test_time_left_is_never_negative(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('desc, says', [('d', 'd: 1 of 4 models'), ('d, epochs', 'd: 1 of 4 epochs'), ('d, steps', 'd: 1 of 4 steps')])
+def test_time_left_is_never_negative_and_says_of_what(tmp_path, monkeypatch, capsys, desc, says):
     "The job began in the future, and 2 of its 4 models came in while we watched."
     from types import SimpleNamespace
     clock, ends, models = iter(range(0, 10**6, 40)), iter([None]*8), iter([0, 0, 0, 1, 1, 2, 3, 3])
-    write = lambda n: (tmp_path/'progress').write_text(json.dumps(dict(desc='d', n=n, total=4, start=time.time() + 9e5)))
+    write = lambda n: (tmp_path/'progress').write_text(json.dumps(dict(desc=desc, n=n, total=4, start=time.time() + 9e5)))
     monkeypatch.setattr(B, 'time', SimpleNamespace(monotonic=lambda: next(clock), time=time.time, sleep=lambda s: None))
     stop = SimpleNamespace(wait=lambda s: write(next(models)) and False)
     assert B._watch(SimpleNamespace(poll=lambda: next(ends, 0)), tmp_path/'progress', None, stop)
     out = capsys.readouterr().out
-    assert 'min left' in out and '-' not in out
+    assert 'min left' in out and '-' not in out and says in out
 
 
 def test_the_gallery_keeps_the_order_of_the_profile(tmp_path, results, quick):

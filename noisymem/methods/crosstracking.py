@@ -7,7 +7,6 @@ __all__ = ['CARDS', 'make_folds', 'corrupt_apart', 'CrossTracker', 'cross_track'
 
 # %% ../../nbs/31_methods.crosstracking.ipynb #3f513845
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np

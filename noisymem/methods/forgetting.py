@@ -26,7 +26,6 @@ from ..metrics import auroc
 from ..models import KINDS, Classifier, make_head, make_model
 from ..progress import make_bar
 from ..records import Records
-from ..scores.mixture import fit_mixture
 from ..scores.neighbours import neighbour_shares, score_shares
 from ..train import Dynamics, get_recipe, predict, to_device, train
 

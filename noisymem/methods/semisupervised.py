@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +25,7 @@ from ..data import Dataset
 from ..jitter import jitter
 from ..losses import cross_entropy
 from . import relabel
-from .relabel import EpochBar, WatchAccuracy, joint_loss, make_prior, soft_cross_entropy
+from .relabel import EpochBar, WatchAccuracy, joint_loss, make_prior
 from ..models import make_model
 from ..records import Records
 from ..scores.mixture import score_mixture

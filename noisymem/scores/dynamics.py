@@ -9,7 +9,6 @@ __all__ = ['LARGEST', 'SCORES', 'NEEDS', 'error_norm', 'FullDynamics', 'forgetti
 # %% ../../nbs/11_scores.dynamics.ipynb #683e7589
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from ..core import check_choice, check_range

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core import check_choice, check_range
-from .divergence import _by_class, _check, _count, _in_unit, _parts_of, histogram_divergence
+from .divergence import _check, _count, _in_unit, _parts_of, histogram_divergence
 
 # %% ../../nbs/22a_signals.densities.ipynb #67df050e
 def adaptive_divergence(

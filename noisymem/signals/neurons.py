@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import nn
 
 from ..core import check_choice, check_labels, check_range, make_generator
 from ..data import Dataset
