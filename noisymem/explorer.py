@@ -252,6 +252,19 @@ def _ipywidgets():
     except ImportError: return None
     return ipywidgets
 
+# %% ../nbs/42_explorer.ipynb #ed6efea0
+def _first_page(e):
+    "The page with the first rows of an explorer."
+    rows, n = pick_rows(e.table, e.sort, e.descending)[:e.n], len(e.table)
+    images = None if e.images is None else [e.images[int(r)] for r in rows]
+    return explore_page(e.table.iloc[rows].reset_index(drop=True), images, neighbours=_take_links(e.neighbours, rows, n), influence=_take_links(e.influence, rows, n), sort=e.sort, **e.options)
+
+def _framed(e):
+    "That page in a frame, and how its marks reach Python."
+    first = f' The {e.n:,} first of {len(e.table):,} examples; <code>.save(path)</code> writes the page with all.' if e.n < len(e.table) else ''
+    how = f'<p>Marks made here reach Python by their export: <code>.read_marks(path)</code>. With ipywidgets installed (<code>pip install ipywidgets</code>) they are in <code>.marked</code> at once.{first}</p>'
+    return f'{how}<iframe title="{html.escape(_text(e.options.get("title", "Examples")))}" style="width:100%;height:44rem;border:1px solid #8886" srcdoc="{html.escape(_first_page(e))}"></iframe>'
+
 # %% ../nbs/42_explorer.ipynb #81114df8
 class Explorer:
     "Examples and their scores in a notebook: widgets where ipywidgets is installed, else the page; `marked` is what was marked as wrong."
@@ -300,21 +313,12 @@ class Explorer:
         "Write the page with all examples."
         return explore_html(self.table, self.images, path, neighbours=self.neighbours, influence=self.influence, sort=self.sort, **self.options)
 
-    def _page(self):
-        "The page with the first rows."
-        rows, n = pick_rows(self.table, self.sort, self.descending)[:self.n], len(self.table)
-        images = None if self.images is None else [self.images[int(r)] for r in rows]
-        table = self.table.iloc[rows].reset_index(drop=True)
-        return explore_page(table, images, neighbours=_take_links(self.neighbours, rows, n), influence=_take_links(self.influence, rows, n), sort=self.sort, **self.options)
-
     def _repr_mimebundle_(self, include=None, exclude=None):
         "Widgets, or the page in a frame."
         if (w := _ipywidgets()) is not None:
             self.view = self.view or WidgetView(self, w)
             return self.view.box._repr_mimebundle_()
-        first = f' The {self.n:,} first of {len(self.table):,} examples; <code>.save(path)</code> writes the page with all.' if self.n < len(self.table) else ''
-        how = f'<p>Marks made here reach Python by their export: <code>.read_marks(path)</code>. With ipywidgets installed (<code>pip install ipywidgets</code>) they are in <code>.marked</code> at once.{first}</p>'
-        return {'text/plain': repr(self), 'text/html': f'{how}<iframe title="{html.escape(_text(self.options.get("title", "Examples")))}" style="width:100%;height:44rem;border:1px solid #8886" srcdoc="{html.escape(self._page())}"></iframe>'}
+        return {'text/plain': repr(self), 'text/html': _framed(self)}
 
 # %% ../nbs/42_explorer.ipynb #0b29f27d
 def _picture_html(data):
@@ -327,28 +331,42 @@ def _pair(row):
     given, suggested = (str(row.get(c, '')) for c in LABELS[:2])
     return f'{given} → {suggested}' if suggested not in ('', given) else given or f"# {row['index']}"
 
+# %% ../nbs/42_explorer.ipynb #cbd11c76
+def _details(e, row, small):
+    "One example with its picture, the examples that belong to it, and all its columns."
+    cell = lambda v: html.escape(_text(f'{v:.4g}' if isinstance(v, float) else v))
+    lines = ''.join(f'<tr><th style="text-align:left">{cell(c)}</th><td>{cell(v)}</td></tr>' for c, v in e.table.iloc[row].items())
+    parts = [f'<h3>{cell(_pair(e.table.iloc[row]))}</h3>', _picture_html(small(row))]
+    for title, links in (('Most similar', e.neighbours), ('Most influential', e.influence)):
+        others = [] if links is None else [int(r) for r in np.asarray(links[1] if isinstance(links, tuple) else links)[row] if r >= 0]
+        if others: parts.append(f'<h4>{title}</h4>' + ''.join(f'<figure style="display:inline-block;margin:4px">{_picture_html(small(r))}<figcaption>{cell(_pair(e.table.iloc[r]))}</figcaption></figure>' for r in others))
+    return ''.join(parts) + f'<table>{lines}</table>'
+
+def _make_tiles(w, size, pictured):
+    "A screen of tiles: picture, button that marks, button that shows details; and the boxes that hold them."
+    pictures = [w.Image(value=b'', format='webp' if features.check('webp') else 'png', width=96, height=96) for _ in range(size)]
+    buttons = [w.ToggleButton(value=False, layout=w.Layout(width='10rem')) for _ in range(size)]
+    more = [w.Button(description='details', layout=w.Layout(width='10rem')) for _ in range(size)]
+    return pictures, buttons, more, [w.VBox([p, b, m] if pictured else [b, m]) for p, b, m in zip(pictures, buttons, more)]
+
 # %% ../nbs/42_explorer.ipynb #885dd86e
 class WidgetView:
     "The explorer as ipywidgets: sort and filter, a screen of pictures, a button under each that marks it, details of one."
     def __init__(self, explorer, w, size:int=24):
         self.explorer, self.w, self.size, self.filling = explorer, w, size, False
-        table = explorer.table
         self.scale = (0., 1.) if explorer.images is None else _range(explorer.images)
-        self.sort = w.Dropdown(options=list(table.columns), value=explorer.sort, description='Sort by')
+        self.sort = w.Dropdown(options=list(explorer.table), value=explorer.sort, description='Sort by')
         self.down = w.ToggleButton(value=explorer.descending, description='highest first')
-        self.filters = {c: w.Dropdown(options=[('all', None), *[(v, v) for v in _choices(table[c])]], value=None, description=c.replace('_label', '')) for c in ('triage', *LABELS[:2]) if c in table}
+        self.filters = {c: w.Dropdown(options=[('all', None), *[(v, v) for v in _choices(explorer.table[c])]], value=None, description=c.replace('_label', '')) for c in ('triage', *LABELS[:2]) if c in explorer.table}
         self.text = w.Text(value='', description='Text', continuous_update=False)
         self.page = w.BoundedIntText(value=1, min=1, max=1, description='Page')
         self.count, self.details = w.HTML(), w.HTML()
-        self.pictures = [w.Image(value=b'', format='webp' if features.check('webp') else 'png', width=96, height=96) for _ in range(size)]
-        self.buttons = [w.ToggleButton(value=False, layout=w.Layout(width='10rem')) for _ in range(size)]
-        self.more = [w.Button(description='details', layout=w.Layout(width='10rem')) for _ in range(size)]
+        self.pictures, self.buttons, self.more, self.tiles = _make_tiles(w, size, explorer.images is not None)
         for i in range(size):
             self.buttons[i].observe(lambda change, i=i: self._mark(i, change['new']), 'value')
             self.more[i].on_click(lambda _, i=i: self.show(self.rows[self._first() + i]))
         for c in (self.sort, self.down, self.text, *self.filters.values()): c.observe(lambda _: self.choose(), 'value')
         self.page.observe(lambda _: self.fill(), 'value')
-        self.tiles = [w.VBox([p, b, m] if explorer.images is not None else [b, m]) for p, b, m in zip(self.pictures, self.buttons, self.more)]
         controls = w.HBox([self.sort, self.down, *self.filters.values(), self.text, self.page], layout=w.Layout(flex_flow='row wrap'))
         self.grid = w.HBox(self.tiles, layout=w.Layout(flex_flow='row wrap'))
         self.box = w.VBox([controls, self.count, self.grid, self.details])
@@ -390,13 +408,7 @@ class WidgetView:
 
     def show(self, row):
         "Show one example with all its columns and those that belong to it."
-        e, cell = self.explorer, lambda v: html.escape(_text(f'{v:.4g}' if isinstance(v, float) else v))
-        lines = ''.join(f'<tr><th style="text-align:left">{cell(c)}</th><td>{cell(v)}</td></tr>' for c, v in e.table.iloc[row].items())
-        parts = [f'<h3>{cell(_pair(e.table.iloc[row]))}</h3>', _picture_html(self._small(row))]
-        for title, links in (('Most similar', e.neighbours), ('Most influential', e.influence)):
-            others = [] if links is None else [int(r) for r in np.asarray(links[1] if isinstance(links, tuple) else links)[row] if r >= 0]
-            if others: parts.append(f'<h4>{title}</h4>' + ''.join(f'<figure style="display:inline-block;margin:4px">{_picture_html(self._small(r))}<figcaption>{cell(_pair(e.table.iloc[r]))}</figcaption></figure>' for r in others))
-        self.details.value = ''.join(parts) + f'<table>{lines}</table>'
+        self.details.value = _details(self.explorer, row, self._small)
 
 # %% ../nbs/42_explorer.ipynb #90c2288f
 def _choices(values):
