@@ -18,14 +18,30 @@ from .codehash import code_hash
 from .core import array_hash, config_hash, data_dir, pick_device, pick_precision, results_dir
 from .data import Dataset, from_arrays, load_dataset
 from .methods.linear_probe import EVALUATION, HEADS, FeatureBank, make_bank, train_heads
-from .methods.simclr import PUBLISHED, make_encoder, pretrain
+from .methods.simclr import PUBLISHED, load_encoder, make_encoder, pretrain
 from .models import MODELS, Classifier
-from .noise import read_embedding
+from .noise import _FULL, read_embedding
 from .runs import load_or_make
 from .train import get_recipe
 
 # %% ../nbs/50ac_encoders.ipynb #8dcf5e66
+_HISTORY = ['epoch', 'loss', 'accuracy', 'top5']
+
 def _images(data): return array_hash(data.x, data.x_test, np.array([data.mean, data.std]))
+
+def _find(path, what):
+    "A file of the user's: in the current folder, or else in the data folder."
+    path = Path(path).expanduser()
+    places = [path] if path.is_absolute() else [Path.cwd()/path, data_dir()/path]
+    found = next((p for p in places if p.is_file()), None)
+    if found is None: raise ValueError(f"{what} {path} is not there, looked for {' and '.join(map(str, places))}")
+    return found
+
+def _read_encoder(file, data, model, width, projection):
+    "A network with the encoder of a file."
+    net = make_encoder(model, data.n_classes, tuple(data.x.shape[1:]), width, 0, projection)
+    load_encoder(_find(file, 'encoder file'), net)
+    return net.eval()
 
 # %% ../nbs/50ac_encoders.ipynb #baaf6f71
 def load_or_run_simclr(
@@ -34,9 +50,11 @@ def load_or_run_simclr(
     width:float=1.,                         # of the network
     seed:int=0,                             # of weights, order and views
     device='auto',
-    **options,                              # of `pretrain`: projection, held_out, every, temperature, and of the strong views
-)->tuple[Classifier,pd.DataFrame]:          # in evaluation mode, on the CPU; loss and neighbours by epoch
-    "Train an encoder without labels."
+    file=None,                              # an encoder that is there already, as `load_encoder` takes it: nothing is trained, and recipe and seed say nothing
+    **options,                              # of `pretrain`: projection, held_out, every, k, vote_temperature, temperature, and of the strong views
+)->tuple[Classifier,pd.DataFrame]:          # in evaluation mode, on the CPU; loss and neighbours by epoch, of a file none
+    "Train an encoder without labels, or read one."
+    if file is not None: return _read_encoder(file, data, model, width, options.get('projection', 128)), pd.DataFrame(columns=_HISTORY, dtype=float)
     how = dict(model=model, recipe=get_recipe(recipe), width=width, seed=seed) | options
     watched = data.given_label if data.true_label is None else data.true_label
     settings = how | dict(images=_images(data), labels=array_hash(watched), precision=pick_precision(how['recipe'].precision, pick_device(device)), code=code_hash(pretrain, MODELS[model][0]))
@@ -49,7 +67,7 @@ def load_or_run_simclr(
     pick = lambda prefix: {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
     net = make_encoder(model, data.n_classes, tuple(data.x.shape[1:]), width, seed, options.get('projection', 128))
     net.load_state_dict({k: torch.as_tensor(v) for k, v in pick('weight.').items()})
-    return net.eval(), pd.DataFrame(pick('history.'))[['epoch', 'loss', 'accuracy', 'top5']]
+    return net.eval(), pd.DataFrame(pick('history.'))[_HISTORY]
 
 # %% ../nbs/50ac_encoders.ipynb #5c3b88d5
 def load_or_run_bank(
@@ -80,16 +98,19 @@ def load_or_run_heads(
 
 # %% ../nbs/50ac_encoders.ipynb #6d1f903f
 def load_embedded(
-    embedding,               # .npy, .npz or .pkl of (N, D) numbers; a relative path is looked up in the data folder
+    embedding,               # .npy, .npz or .pkl of (N, D) numbers; a relative path is looked up in the current folder, then in the data folder
     labels='',               # likewise of (N,) integers in [0, K); '' = the labels of `dataset`, of which the rows then are the training examples
     dataset:str='',          # as `load_dataset` takes it
     test_fraction:float=.2,  # in (0, 1)
     seed:int=0,              # of that part
 )->Dataset:                  # of features
     "Make a data set of an embedding."
-    where, path = data_dir()/Path(embedding).expanduser(), data_dir()/Path(labels).expanduser()
-    rows, y = read_embedding(where), read_embedding(path) if labels else load_dataset(dataset).true_label.numpy()
+    where = _find(embedding, 'embedding file')
+    rows = read_embedding(where)
     if rows.ndim != 2 or rows.dtype.kind not in 'fiu': raise ValueError(f'embedding {where} must hold numbers of shape (N, D), got {rows.dtype} {rows.shape}')
+    if not labels and (not dataset or len(rows) != _FULL.get(dataset, len(rows))):
+        raise ValueError(f"labels of embedding {where} must be given, a file of {len(rows)} integers" + (f'; those of data set {dataset} are {_FULL[dataset]}' if dataset else ', or a data set by name'))
+    y = read_embedding(_find(labels, 'labels file')) if labels else load_dataset(dataset).true_label.numpy()
     if y.shape != (len(rows),) or y.dtype.kind not in 'iu': raise ValueError(f'labels of embedding {where} must be {len(rows)} integers, got {y.dtype} {y.shape}')
     rows = rows.astype(np.float32)
     bad = ~np.isfinite(rows).all(1)

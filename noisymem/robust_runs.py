@@ -7,6 +7,7 @@ __all__ = ['PATHS', 'load_or_run_robust', 'load_or_run_path']
 
 # %% ../nbs/50ad_robust_runs.ipynb #82ff850d
 from contextlib import suppress
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -43,7 +44,7 @@ def load_or_run_robust(
     data:Dataset,
     model:str, recipe,     # as `train_robust` takes them
     width:float=1., seed:int=0, # likewise
-    encoder=None,          # network to take the backbone from, or settings of `load_or_run_simclr`, which makes one without labels
+    encoder=None,          # network to take the backbone from, or its file, or settings of `load_or_run_simclr`, which makes one without labels
     after:str=None,        # go on from cross-entropy: 'last' or 'best' epoch
     first=None,            # recipe of that; default the same
     transition:str=None,   # of loss 'forward': 'anchor' or 'hoc', see `transition_of`
@@ -54,6 +55,7 @@ def load_or_run_robust(
     if transition is not None: check_choice('transition', transition, ['anchor', 'hoc'])
     how, options = dict(model=model, recipe=get_recipe(recipe), width=width, seed=seed), _settle(options)
     keep_weights = options.get('loss', 'ce') == 'ce'
+    if isinstance(encoder, str | Path): encoder = dict(file=encoder)
     start = load_or_run_simclr(data, **dict(model=model, width=width) | encoder)[0] if isinstance(encoder, dict) else encoder
     settings = how | options | dict(encoder=None if start is None else array_hash(*start.state_dict().values()), after=after, first=first and get_recipe(first), transition=transition, data=data.fingerprint, code=code_hash(load_or_run_robust, _network, MODELS[model][0]))
     unfinished = results_dir()/'robust'/f'{config_hash(settings)}.safetensors'
@@ -90,7 +92,7 @@ def load_or_run_path(
     check_choice('start', start, ['scratch', 'encoder', 'frozen'])
     kept = ['epoch', 'test_accuracy', 'memorized', 'recovered']
     if start == 'frozen':
-        check_choice('option of a frozen encoder', next(iter(options), 'loss'), ['loss'])
+        for name in options: check_choice('option of a frozen encoder', name, ['loss'])
         teach = HEADS | {k: v for k, v in dict(recipe).items() if k != 'name'}
         said = load_or_run_heads(standardize(load_or_run_bank(encoder, data, **views)), data, [Task(data.given_label, options.get('loss', 'ce'), seed)], (), teach, seed, every=1)
         return said[kept]
@@ -100,12 +102,13 @@ def load_or_run_path(
 
 # %% ../nbs/50ad_robust_runs.ipynb #1bf63619
 _ADAM = dict(name='paper', epochs=150, batch_size=256, lr=1e-3, schedule='constant', optimizer='adam', weight_decay=0.)
-_INSTANCE = dict(kind='instance', rate=.6, layout='chw', scale=255.)
+_INSTANCE = dict(kind='instance', rate=.6, projection='per_class', temperature=30.)
+_SHARED = dict(kind='instance', rate=.6, layout='chw', scale=255.)  # as the study draws it: more than half of all labels are one class
 _FIXED = dict(dataset='cifar10', encoder=dict(model='resnet34'), recipe=TABLES['ce cifar10']['recipe'], balance=[False])
 
 PATHS = { # name: settings of `fig_learning_path`, each a command of the study
     'fixed symmetric-0.6': _FIXED | dict(wrong_labels=dict(kind='symmetric-0.6'), paths={'SimCLR, frozen': dict(start='frozen', recipe=HEADS)}),
-    'fixed instance-0.6 balanced': _FIXED | dict(wrong_labels=_INSTANCE, balance=[True], paths={'SimCLR, frozen': dict(start='frozen', recipe=HEADS)}),
+    'fixed instance-0.6 balanced': _FIXED | dict(wrong_labels=_SHARED, balance=[True], paths={'SimCLR, frozen': dict(start='frozen', recipe=HEADS)}),
     **{f'all {name}': _FIXED | dict(wrong_labels=noise, balance=[False, True] if name.startswith('instance') else [False], paths={
         'scratch': {}, 'scratch + R': dict(regulariser='distance'), 'SimCLR start': dict(start='encoder', recipe=_ADAM), 'SimCLR, frozen': dict(start='frozen', recipe=HEADS)})
-       for name, noise in {'symmetric-0.6': dict(kind='symmetric-0.6'), 'symmetric-0.8': dict(kind='symmetric-0.8'), 'instance-0.6': _INSTANCE}.items()}}
+       for name, noise in {'symmetric-0.6': dict(kind='symmetric-0.6'), 'symmetric-0.8': dict(kind='symmetric-0.8'), 'instance-0.6': _INSTANCE, 'instance-0.6, original': _SHARED}.items()}}

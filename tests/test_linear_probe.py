@@ -13,7 +13,7 @@ from noisymem.augment import normalize
 from noisymem.core import make_generator
 from noisymem.data import from_arrays, load_dataset, sample, take
 from noisymem.losses import LOSSES, forward_corrected
-from noisymem.methods.linear_probe import _OF_LABEL, _OF_LOGITS, EVALUATION, HEADS, FeatureBank, Heads, Task, _losses, balanced_part, input_bank, make_bank, make_tasks, standardize, train_heads
+from noisymem.methods.linear_probe import _OF_CLASSES, _OF_LABEL, EVALUATION, HEADS, FeatureBank, Heads, Task, _losses, balanced_part, input_bank, make_bank, make_tasks, standardize, stream_after, train_heads
 from noisymem.methods.simclr import PUBLISHED, pretrain
 from noisymem.models import make_model
 from noisymem.noise import add_noise
@@ -111,7 +111,7 @@ def test_losses_in_the_fast_layout_are_the_named_ones():
             assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5), name
             ga, gb = (torch.autograd.grad(l.sum(), t)[0] for l, t in ((ours, a), (theirs, b)))
             assert ga.isfinite().all() and torch.allclose(ga, gb, rtol=1e-3, atol=1e-5), name
-    assert set(_OF_LABEL) | set(_OF_LOGITS) == set(LOSSES), 'all of them have one'
+    assert set(_OF_LABEL) | set(_OF_CLASSES) == set(LOSSES), 'all of them have one'
 
 
 def test_a_loss_of_your_own(data):
@@ -194,7 +194,8 @@ def test_balance_after_instance_noise_continues_its_stream(real_data, oracle, ra
     noisy = add_noise(ds, 'instance', rate, layout='chw', scale=255.)
     rng = np.random.RandomState(0)
     rng.normal(rate, .1, 1000000); rng.normal(0, 1, (3072, 10)); rng.random_sample(50000)
-    kept = balanced_part(noisy.given_label, 10, rng)
+    kept = balanced_part(noisy.given_label, 10, stream_after(ds, 'instance', rate, layout='chw', scale=255.))
+    assert np.array_equal(kept, balanced_part(noisy.given_label, 10, rng))
     assert len(kept) == o['ds_kept'] and md5(kept) == o['ds_index_md5'] and float(noisy.is_noisy[kept].double().mean()) == pytest.approx(o['ds_noise'])
 
 
@@ -203,6 +204,41 @@ def test_balanced_tasks(data):
     counts = torch.bincount(even.given_label[even.keep], minlength=10)
     assert plain.keep is None and counts.min() == counts.max() == torch.bincount(even.given_label, minlength=10).min()
     assert even.about['noise_rate'] == pytest.approx(float((even.given_label != data.true_label)[even.keep].double().mean()))
+
+
+def test_the_stream_after_noise_is_the_one_the_noise_drew_from(data, monkeypatch):
+    "The generator that `instance_noise` used stands where `stream_after` says; other kinds leave a fresh one."
+    from noisymem import noise
+    used = []
+    monkeypatch.setattr(noise, '_random_state', lambda seed: used.append(np.random.RandomState(seed)) or used[-1])
+    noisy = add_noise(data, 'instance', .6, seed=3, layout='chw', scale=16.)
+    stream = stream_after(data, kind='instance', rate=.6, seed=3, layout='chw', scale=16.)
+    assert np.array_equal(used[0].random_sample(5), stream.random_sample(5)) and noisy.noise_rate > .4
+    assert np.array_equal(stream_after(data, 'instance-0.6', seed=3).random_sample(5), stream_after(data, 'instance', .6, seed=3).random_sample(5))
+    for fresh in (stream_after(data, 'symmetric', .6, seed=3), stream_after(data, 'worst', seed=3), stream_after(data, 'instance', .6, 3, 'per_class')):
+        assert np.array_equal(fresh.random_sample(5), np.random.RandomState(3).random_sample(5))
+
+
+def test_settings_of_noise_beside_names(data):
+    per_class = dict(kind='instance', rate=.6, projection='per_class', temperature=30.)
+    a, b, c = make_tasks(data, ['instance-0.6', per_class, dict(kind='symmetric-0.2')], seeds=(1,))
+    assert [t.about['noise'] for t in (a, b, c)] == ['instance-0.6', 'instance-0.6 per class', 'symmetric-0.2']
+    assert torch.equal(b.given_label, add_noise(data, **per_class, seed=1).given_label) and not torch.equal(a.given_label, b.given_label)
+    with pytest.raises(ValueError, match='noises must differ in name'): make_tasks(data, ['instance-0.6', dict(kind='instance', rate=.6)])
+    with pytest.raises(ValueError, match='noise must be a kind'): make_tasks(data, [dict(rate=.6)])
+
+
+def test_no_balanced_task_of_a_class_that_is_given_to_none(data):
+    "Nothing to balance: the other tasks are there."
+    rare = from_arrays(np.zeros((8, 2), np.float32), [0, 1]*4, [0, 1]*4, class_names=['a', 'b', 'c'])
+    assert [t.about['balanced'] for t in make_tasks(rare, ['clean'], balance=(False, True))] == [False]
+
+
+def test_predictions_are_those_of_argmax(data):
+    heads, x = Heads((6, 10), range(5)), torch.randn(300, 6, generator=make_generator(3))
+    assert torch.equal(heads.predict(x, 128), heads(x).argmax(1))
+    with torch.no_grad(): heads.weight[0].zero_(), heads.bias[0].zero_()
+    assert (heads.predict(x) == 0).all(), 'the first of equals'
 
 
 # ---- input that is wrong, and input of others

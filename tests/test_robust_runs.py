@@ -6,8 +6,9 @@ import torch
 from noisymem import robust_runs as R
 from noisymem.core import results_dir
 from noisymem.data import load_dataset, sample
+from noisymem.methods.simclr import make_encoder, save_encoder
 from noisymem.noise import add_noise
-from noisymem.robust_runs import load_or_run_robust
+from noisymem.robust_runs import PATHS, load_or_run_path, load_or_run_robust
 
 RECIPE = dict(name='digits', epochs=2, batch_size=50, lr=.05)
 SMALL = ('mlp', RECIPE, .1)
@@ -72,6 +73,28 @@ def test_an_encoder_is_where_it_starts(calls, data):
     run = load_or_run_robust(data, *SMALL, encoder=ssl)
     assert calls[0]['encoder'] is not None and not np.array_equal(run['prediction'], load_or_run_robust(data, *SMALL)['prediction'])
     assert len(load_or_run_robust(data, *SMALL, encoder=ssl)['base']) == 2 and len(calls) == 2
+
+
+def test_an_encoder_of_a_file_is_where_it_starts(calls, data, tmp_path):
+    "By its path, or as settings: the same training as from the network itself."
+    net = make_encoder('mlp', 10, (1, 8, 8), .1, seed=7)
+    save_encoder(tmp_path/'encoder.safetensors', net)
+    runs = [load_or_run_robust(data, *SMALL, encoder=e) for e in (net, str(tmp_path/'encoder.safetensors'), tmp_path/'encoder.safetensors', dict(file=str(tmp_path/'encoder.safetensors')))]
+    for run in runs[1:]: np.testing.assert_array_equal(run['prediction'], runs[0]['prediction'])
+    for k, v in net.state_dict().items():
+        for c in calls:
+            if k.startswith('backbone.'): assert torch.equal(c['encoder'].state_dict()[k], v)
+
+
+def test_instance_noise_of_the_cards():
+    "One projection for all classes only where the study's own noise is asked for."
+    shared = {name: 'projection' not in card['wrong_labels'] for name, card in PATHS.items() if card['wrong_labels']['kind'] == 'instance'}
+    assert shared == {'fixed instance-0.6 balanced': True, 'all instance-0.6': False, 'all instance-0.6, original': True}
+
+
+@pytest.mark.parametrize('options', [dict(regulariser='distance'), dict(loss='gce', alpha=.5), dict(loss='ce', warmup=3)])
+def test_every_option_of_a_frozen_encoder_is_looked_at(data, options):
+    with pytest.raises(ValueError, match="option of a frozen encoder must be one of 'loss'"): load_or_run_path(data, make_encoder('mlp', 10, (1, 8, 8), .1), *SMALL, start='frozen', **options)
 
 
 def test_a_run_that_died_goes_on(calls, data, monkeypatch):

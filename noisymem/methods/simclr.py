@@ -153,6 +153,8 @@ def pretrain(
     seed:int=0,                 # of weights, order, views and of who is held out
     device='auto',
     checkpoint=None,            # file to resume from and to save to after every epoch
+    k:int=200,                  # neighbours that vote
+    vote_temperature:float=.5,  # of their votes, see `neighbour_votes`
     **contrast,                 # settings of `Contrast`
 )->tuple[Classifier,pd.DataFrame]: # the network after the last epoch; columns epoch, loss, accuracy, top5
     "Train an encoder without labels."
@@ -161,7 +163,7 @@ def pretrain(
     check_range('held_out', held_out, 0, 1, '[)')
     asks = torch.zeros(data.n, dtype=torch.bool)
     asks[torch.randperm(data.n, generator=make_generator(seed, 'held out'))[:round(held_out*data.n)]] = True
-    watch = WatchNeighbours(asks, data.given_label if data.true_label is None else data.true_label, every)
+    watch = WatchNeighbours(asks, data.given_label if data.true_label is None else data.true_label, every, k, vote_temperature)
     net, objective = make_encoder(model, data.n_classes, tuple(data.x.shape[1:]), width, seed, projection), Contrast(**contrast)
     observers = [objective, watch, EpochBar(recipe.epochs, f'{data.name} SimCLR')]
     state = train(net, data, recipe, seed=seed, positions=~asks, objective=objective, observers=observers, device=device, checkpoint=checkpoint)
