@@ -18,12 +18,12 @@ def wait():
     if torch.cuda.is_available(): torch.cuda.synchronize()
 
 
-def side_by_side(ways, rounds=5, clock=time.perf_counter):
+def side_by_side(ways, rounds=5, clock=time.perf_counter, warm=True):
     """Seconds of each way, {name: function without arguments}, taken in turns.
 
     A machine is never equally fast for a whole minute; ways that take turns share its moods, so the ratio within a round is worth more than the seconds.
-    Each way runs once before the clock starts. With `time.process_time` the seconds are those of the processor, which other work on a CPU hardly changes."""
-    for way in ways.values(): way()
+    Each way runs once before the clock starts, unless `warm` is False. With `time.process_time` the seconds are those of the processor, which other work on a CPU hardly changes."""
+    for way in ways.values() if warm else (): way()
     wait()
     seconds = {name: [] for name in ways}
     for _ in range(rounds):

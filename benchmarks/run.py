@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine import measure_compiled, measure_loop, measure_peak
 from heads import measure_heads, measure_transition, measure_views
 from jobs import measure_accuracy, measure_jobs, measure_memory, measure_scaling
+from looks import measure_looks
 from own_data import measure_own_data
 from probe import measure_probe
 from scoring import measure_influence, measure_neighbours
@@ -18,7 +19,7 @@ from small import measure_stacked
 from tracking import measure_tracking
 
 
-BENCHMARKS = dict(loop=measure_loop, peak=measure_peak, compiled=measure_compiled, accuracy=measure_accuracy, stacked=measure_stacked, influence=measure_influence, neighbours=measure_neighbours, probe=measure_probe, scaling=measure_scaling, jobs=measure_jobs, memory=measure_memory, tracking=measure_tracking, views=measure_views, heads=measure_heads, transition=measure_transition, divergence=measure_divergence, signals=measure_signals, own_data=measure_own_data)
+BENCHMARKS = dict(loop=measure_loop, peak=measure_peak, compiled=measure_compiled, accuracy=measure_accuracy, stacked=measure_stacked, influence=measure_influence, neighbours=measure_neighbours, probe=measure_probe, scaling=measure_scaling, jobs=measure_jobs, memory=measure_memory, tracking=measure_tracking, views=measure_views, heads=measure_heads, transition=measure_transition, divergence=measure_divergence, signals=measure_signals, looks=measure_looks, own_data=measure_own_data)
 
 
 def main(names):
