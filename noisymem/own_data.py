@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .core import check_range
-from .data import _SUFFIXES, Dataset, _input_stats, _read_image, from_arrays
+from .data import _SUFFIXES, Dataset, _as_rgb, _input_stats, from_arrays
 
 # %% ../nbs/43_own_data.ipynb #d5976dc9
 def _few(names, n=5):
@@ -81,25 +81,25 @@ def _check_classes(names):
     said = [f'{_plural(len(small), "class has", "classes have")} fewer than {FEW} examples ({_few([f"{c}: {counts[c]}" for c in small])}): their labels are judged from next to nothing'] if small else []
     return classes, np.array([number[v] for v in names]), said
 
-# %% ../nbs/43_own_data.ipynb #2a9cb451
-def _header(path):
-    "Size and mode of a picture; or why it cannot be read."
+# %% ../nbs/43_own_data.ipynb #b5ef131e
+def _scaled(im, size):
+    "(3, H, W) uint8; where no size is wanted, pictures of 8 to 32 pixels keep theirs and all others get 32."
+    h, w = size or (im.size[::-1] if 8 <= min(im.size) and max(im.size) <= 32 else (32, 32))
+    return np.asarray(im if im.size == (w, h) else im.resize((w, h), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+
+def _read_once(path, size):
+    "Size and mode of a picture with its pixels, or why these are damaged; or why it is none."
     try:
         if not path.is_file(): return 'not there'
         if not path.stat().st_size: return 'empty'
-        with warnings.catch_warnings(), Image.open(path) as im:
-            warnings.simplefilter('ignore')
-            return im.size, im.mode
-    except PermissionError: return 'no permission to read'
-    except Exception as e: return f'no picture ({type(e).__name__})'
-
-def _pixels(path, size):
-    "(3, H, W) uint8, or why there are none."
-    try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            return _read_image(path, size)
-    except Exception as e: return f'damaged ({type(e).__name__})'
+            with Image.open(path) as im:
+                about = im.size, im.mode
+                try: return *about, _scaled(_as_rgb(im), size)
+                except Exception as e: return *about, f'damaged ({type(e).__name__})'
+    except PermissionError: return 'no permission to read'
+    except Exception as e: return f'no picture ({type(e).__name__})'
 
 # %% ../nbs/43_own_data.ipynb #415dac9a
 def _say_unread(why, where):
@@ -115,16 +115,15 @@ def read_pictures(
     where=Path('/'),  # folder that names are shown from
 )->tuple:             # (n, 3, H, W) uint8; (N,) bool, which files these are; sentences
     "Read the pictures that can be read."
-    with ThreadPoolExecutor(8) as pool:
-        headers = list(pool.map(_header, files))
-        good = [i for i, h in enumerate(headers) if not isinstance(h, str)]
-        sizes, modes = {headers[i][0] for i in good}, {headers[i][1] for i in good}
-        if size is None: size = next(iter(sizes))[::-1] if len(sizes) == 1 and 8 <= min(min(sizes)) and max(max(sizes)) <= 32 else 32
-        h, w = size if isinstance(size, (tuple, list)) else (size, size)
-        x, why = np.zeros((len(files), 3, h, w), np.uint8), {files[i]: h for i, h in enumerate(headers) if isinstance(h, str)}
-        for i, p in zip(good, pool.map(lambda i: _pixels(files[i], (h, w)), good)):
-            if isinstance(p, str): why[files[i]] = p
-            else: x[i] = p
+    wanted = None if size is None else tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    with ThreadPoolExecutor(8) as pool: read = list(pool.map(lambda f: _read_once(f, wanted), files))
+    sizes, modes = {r[0] for r in read if not isinstance(r, str)}, {r[1] for r in read if not isinstance(r, str)}
+    h, w = wanted or (next(iter(sizes))[::-1] if len(sizes) == 1 and 8 <= min(min(sizes)) and max(max(sizes)) <= 32 else (32, 32))
+    x, why = np.zeros((len(files), 3, h, w), np.uint8), {}
+    for i, r in enumerate(read):
+        p = r if isinstance(r, str) else r[2]
+        if isinstance(p, str): why[files[i]] = p
+        else: x[i] = p if p.shape[1:] == (h, w) else _scaled(Image.fromarray(p.transpose(1, 2, 0)), (h, w))
     problems, area = _say_unread(why, where), sorted(sizes, key=lambda s: s[0]*s[1])
     if len(sizes) > 1: problems.append(f'pictures come in {len(sizes)} sizes, from {area[0][0]} x {area[0][1]} to {area[-1][0]} x {area[-1][1]}: all are scaled to {w} x {h}')
     if len(modes) > 1: problems.append(f'pictures come in {len(modes)} modes ({", ".join(sorted(modes))}): all are read as RGB')

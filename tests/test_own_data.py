@@ -157,3 +157,19 @@ def test_reading_changes_nothing(folder):
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob('*') if p.is_file()}
     read_own(folder)
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob('*') if p.is_file()}
+
+
+@pytest.mark.parametrize('sides, side', [([16], 16), ([16, 20], 32), ([16, 40], 32), ([40], 32), ([5], 32)])
+def test_every_file_is_opened_once_and_scaled_as_pillow_does(tmp_path, monkeypatch, sides, side):
+    rng, opened, want = np.random.default_rng(0), [], {}
+    for i in range(12):
+        path, s = tmp_path/'ab'[i % 2]/f'{i}.png', sides[i % len(sides)]
+        path.parent.mkdir(exist_ok=True)
+        im = Image.fromarray(rng.integers(0, 256, (s, s, 3), np.uint8))
+        im.save(path)
+        want[str(path.relative_to(tmp_path))] = np.asarray(im.resize((side, side), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    plain = Image.open
+    monkeypatch.setattr(Image, 'open', lambda path, *a, **k: (opened.append(str(path)), plain(path, *a, **k))[1])
+    data = read_own(tmp_path).data
+    assert len(opened) == len(set(opened)) == 12 and data.x.shape[2:] == (side, side)
+    assert all((data.x[i].numpy() == want[p]).all() for i, p in enumerate(data.paths))
