@@ -14,7 +14,6 @@ NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoin
 MODULES = [p for p in NOTEBOOKS if p.parent.name == 'nbs' and p.stem != 'index']
 FIGURES = [p for p in NOTEBOOKS if p.parent.name == 'figs']
 name = lambda p: p.stem
-LONGER = {'class Explorer': 63, 'class WidgetView': 70}  # exported cells above sixty lines; only to be made shorter
 
 
 def cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
@@ -44,7 +43,7 @@ def test_module_notebooks_keep_the_house_style(path):
         code = [l for l in s.splitlines() if l.strip() and not l.startswith('#')]
         top_imports = [l for l in code if re.match(r'(import|from)\s', l)]
         if c['cell_type'] == 'code' and 'nbdev.nbdev_export' not in s and 'if' not in ''.join(code[:1]): assert not top_imports or len(top_imports) == len(code) or all(l.startswith((' ', ')')) or re.match(r'(import|from)\s', l) for l in code), f'imports and code in one cell:\n{s[:300]}'
-        if s.startswith('#| export'): assert len(s.splitlines()) <= max([60, *(n for start, n in LONGER.items() if f'\n{start}' in s)]), s[:200]
+        if s.startswith('#| export'): assert len(s.splitlines()) <= 60, s[:200]
         assert 'test_fail(lambda x' not in s
 
 
