@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'BASELINES', 'REFERENCES', 'MEANS', 'list_methods', 'list_studies', 'load_runs', 'tabulate_stops',
-           'summarise_table', 'compare_groups', 'compare_methods', 'latex_table', 'leave_one_out', 'write_verdict']
+           'summarise_table', 'compare_groups', 'compare_methods', 'latex_table', 'leave_one_out',
+           'published_accuracies', 'write_verdict']
 
 # %% ../nbs/50af_stopping_table.ipynb #bfd47495
 import re
@@ -15,7 +16,7 @@ import pandas as pd
 from .core import check_choice
 from .metrics import correlation
 from .runs import RunConfig, prepare
-from .statistics import critical_difference, exact_friedman, friedman, holm, nemenyi, pivot_scores
+from .statistics import exact_friedman, friedman, holm, nemenyi, pivot_scores
 from .stopping import extract_signal, find_stop, first_extremum, judge_stop, make_rule, smooth, summarise_stops
 from .stopping_runs import load_or_run_history
 
@@ -194,6 +195,25 @@ def leave_one_out(
             known = None if fixed is None else next((c for c in grid.index if c[2] == fixed['window'] and c[3] == fixed['patience'] and (c[1] < 0 or (c[1] == fixed['percentile'] and c[0] == -1))), None)
             rows.append(dict(signal=signal, dataset=here[0], noise=here[1]) | dict(zip(names, chosen)) | dict(regret=grid.loc[chosen, here], regret_best=grid[here].min(), regret_fixed=np.nan if known is None else grid.loc[known, here]))
     return pd.DataFrame(rows, columns=['signal', 'dataset', 'noise', *names, 'regret', 'regret_best', 'regret_fixed'])
+
+# %% ../nbs/50af_stopping_table.ipynb #95d7c168
+_PLAIN = { # data set, network: label set -> test accuracy and share of wrong labels predicted, without dropout and with
+    ('mnist', 'fcn'): {'clean': (.9823, None, .9817, None), 'symmetric-0.2': (.8719, .7248, .9724, .0123), 'symmetric-0.4': (.7121, .7050, .9690, .0155), 'symmetric-0.6': (.5105, .6984, .9533, .0194)},
+    ('fashion_mnist', 'fcn'): {'clean': (.8891, None, .8845, None), 'symmetric-0.2': (.8479, .3057, .8766, .0172), 'symmetric-0.4': (.7450, .3650, .8675, .0211), 'symmetric-0.6': (.6359, .3634, .8514, .0228)},
+    ('cifar10', 'resnet9'): {'clean': (.9204, None, .9241, None), 'rand1': (.8137, .9625, .8085, .8067), 'worst': (.6327, .9542, .6384, .6880)},
+    ('svhn', 'lenet'): {'clean': (.8674, None, .9014, None), 'symmetric-0.2': (.6973, .8582, None, None)}}
+_TIED = { # label set -> p_fixed, p_mem: share of wrong labels predicted, accuracy on correct ones
+    'symmetric-0.1': {(.1, .1): (.0835, .235), (.2, .1): (.065, .376), (.3, .1): (.067, .510), (.4, .1): (.064, .573), (.5, .1): (.064, .663), (.6, .1): (.061, .689),
+                      (.1, .2): (.085, .207), (.2, .2): (.096, .181), (.3, .2): (.081, .346), (.4, .2): (.078, .333), (.5, .2): (.085, .394), (.6, .2): (.077, .487)},
+    'worst': {(.2, .1): (.140, .284), (.6, .1): (.174, .513)}}
+_WAVE = {'cifar10': (.802, .805), 'cifar100': (.523, .527)}  # symmetric-0.4, resnet18: at the stop, at the best epoch
+
+def published_accuracies()->pd.DataFrame: # dataset, noise, model, setting, epoch ('last', 'stop' or 'best'), test_accuracy, memorized, correct; verified: False where the source is second-hand or what was measured is inferred
+    "List what was published or stored of the stopping study."
+    rows = [dict(dataset=d, noise=n, model=m, setting=s, epoch='last', test_accuracy=v[i], memorized=v[i + 1], verified=True) for (d, m), of in _PLAIN.items() for n, v in of.items() for i, s in ((0, ''), (2, 'dropout=0.5')) if v[i] is not None]
+    rows += [dict(dataset='cifar10', noise=n, model='resnet9_tied', setting=f'p_fixed={a}, p_mem={b}', epoch='last', memorized=wrong, correct=right, verified=False) for n, of in _TIED.items() for (a, b), (wrong, right) in of.items()]
+    rows += [dict(dataset=d, noise='symmetric-0.4', model='resnet18', setting='', epoch=e, test_accuracy=v, verified=False) for d, of in _WAVE.items() for e, v in zip(('stop', 'best'), of)]
+    return pd.DataFrame(rows).astype(dict(test_accuracy=float, memorized=float))
 
 # %% ../nbs/50af_stopping_table.ipynb #86104b17
 def _list(names): return ', '.join(names) if names else 'none'

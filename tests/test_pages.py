@@ -25,7 +25,7 @@ from noisymem.losses import LOSSES
 from noisymem.recorder import MEASURES, Recorder
 from noisymem.robust_runs import load_or_run_robust
 from noisymem.runs import RunConfig
-from noisymem.stopping_runs import hold_out, load_or_run_history
+from noisymem.stopping_runs import STUDY_LOSSES, hold_out, load_or_run_history
 from noisymem.views import draw_strong
 
 PAGES = sorted((ROOT/'nbs'/'pages').glob('*.ipynb'))
@@ -72,7 +72,7 @@ def check_settings(job):
     for key, value in job.parameters.items():
         known = TAKES.get((job.name, key))
         assert known is None or set(value) <= known, f'{key}: {set(value) - known}'
-    for study in job.parameters.get('studies', []): assert study.get('loss', 'ce') in LOSSES, study
+    for study in job.parameters.get('studies', []): assert study.get('loss', 'ce') in STUDY_LOSSES, study
     if 'studies' in batch.notebook_parameters(job.notebook):
         given = job.parameters.get('options', {})
         assert set(given) <= arguments(load_or_run_history, Recorder) and set(given.get('parts', {})) <= arguments(hold_out), given

@@ -121,3 +121,11 @@ def test_runs_are_kept_and_found(tmp_path, monkeypatch):
     (lambda: T.tabulate_stops(some_runs(1), dict(a=dict(signal='prediction_changes', window=31))), 'window must be at most the 30 epochs')])
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message): call()
+
+
+def test_published_accuracies():
+    t = T.published_accuracies()
+    pick = lambda **k: t[np.logical_and.reduce([t[name] == v for name, v in k.items()])].iloc[0]
+    assert pick(dataset='mnist', noise='symmetric-0.6', setting='dropout=0.5').test_accuracy == .9533 and pick(model='resnet9', noise='worst', setting='').memorized == .9542
+    assert pick(model='resnet9_tied', noise='worst', setting='p_fixed=0.6, p_mem=0.1').correct == .513 and not t[t.model == 'resnet9_tied'].verified.any()
+    assert np.isnan(pick(dataset='svhn', noise='clean', setting='').memorized) and not len(t[(t.dataset == 'svhn') & (t.noise == 'symmetric-0.2') & (t.setting != '')])
