@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from noisymem import cli
+from noisymem.batch import find_notebook, make_job, notebook_parameters
 from noisymem.metrics import bootstrap_interval
 from noisymem.scoreboard import best_within, cluster_scores, detection_draws, precision_at_errors, rank_correlations, score_difference, score_table
 
@@ -93,3 +95,14 @@ def test_what_is_as_good_and_cheaper_is_the_one_to_use():
     t, draws = score_table(scores, wrong, about), detection_draws(scores, wrong)
     b = best_within(t, draws, list(scores)).set_index('budget')
     assert b.use[9] == 'cheap' and (b.score[1], b.use[1]) == ('s2', 's2') and all(u == s or u in g.split('; ') for u, s, g in zip(b.use, b.score, b.as_good))
+
+
+@pytest.mark.parametrize('words, want', [([], dict(dataset='digits', noise='symmetric-0.2', model='mlp', n_models=12)), (['cifar10', 'rand1', '--examples', '500', '-p', 'width=0.25'], dict(dataset='cifar10', noise='rand1', n_examples=500, model='fast', width=.25))])
+def test_the_command_runs_the_notebook_with_parameters_that_it_has(words, want, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, '_run', lambda args: seen.append(args) or 0)
+    monkeypatch.setattr(cli, 'job_folder', lambda *a: cli.results_dir()/'nowhere')
+    assert cli.main(['scoreboard', *words]) == 0 and seen[0].what == 'tab_scoreboard'
+    values = cli._parameters(seen[0].parameter, '-p')
+    assert set(values) <= set(notebook_parameters(find_notebook('tab_scoreboard'))) and want.items() <= values.items()
+    assert make_job('tab_scoreboard', values) and values['stopping']['study']['model'] == values['model']
