@@ -357,7 +357,7 @@ class WidgetView:
         self.scale = (0., 1.) if explorer.images is None else _range(explorer.images)
         self.sort = w.Dropdown(options=list(explorer.table), value=explorer.sort, description='Sort by')
         self.down = w.ToggleButton(value=explorer.descending, description='highest first')
-        self.filters = {c: w.Dropdown(options=[('all', None), *[(v, v) for v in _choices(explorer.table[c])]], value=None, description=c.replace('_label', '')) for c in ('triage', *LABELS[:2]) if c in explorer.table}
+        self.filters = {c: w.Dropdown(options=[('all', None), *[(v, v) for v in _choices(explorer.table[c])]], description=c.replace('_label', '')) for c in ('triage', *LABELS[:2]) if c in explorer.table}
         self.text = w.Text(value='', description='Text', continuous_update=False)
         self.page = w.BoundedIntText(value=1, min=1, max=1, description='Page')
         self.count, self.details = w.HTML(), w.HTML()
@@ -369,7 +369,7 @@ class WidgetView:
         self.page.observe(lambda _: self.fill(), 'value')
         controls = w.HBox([self.sort, self.down, *self.filters.values(), self.text, self.page], layout=w.Layout(flex_flow='row wrap'))
         self.grid = w.HBox(self.tiles, layout=w.Layout(flex_flow='row wrap'))
-        self.box = w.VBox([controls, self.count, self.grid, self.details])
+        self.box = w.VBox([controls, self.count, self.details, self.grid])
         self.choose()
 
     def choose(self):
