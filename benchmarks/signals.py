@@ -91,7 +91,7 @@ def _of_the_rows(state, n):
     "What is measured on n rows once they were looked at, by name."
     data, device = state.data, state.data.x.device
     values = {p: torch.randn(n, w, device=device) for p, w in zip(find_points(state.model), WIDTHS)}
-    view = Look(state.model, data.x[:n], data.mean, data.std, data.given_label[:n], torch.randn(n, K, device=device), values)
+    view = Look(state.model, data.x[:n], data.mean, data.std, data.given_label[:n], torch.randn(n, K, device=device), values, 0, state.precision)
     probe = Susceptibility(augment=False)
     ways = {'predictions': lambda: prediction_signals(view.logits, view.given_label, view.given_label, view.logits.argmax(1)), 'susceptibility': lambda: probe.before_epoch(state)}
     return ways | {s: lambda s=s: MEASURES[s][0](view) for s in MEASURES if s not in ('gradient', 'cnd:ecf')}

@@ -158,6 +158,15 @@ def read_points(
     return _look_at(model, find_points(model) if points is None else list(points), reduce, None, lambda: _pass(model, x, data.mean, data.std, precision))
 
 # %% ../nbs/24a_recorder.ipynb #ef12d98e
+class _InPrecision(nn.Module):
+    "A network under autocast, with float32 logits."
+    def __init__(self, model, precision):
+        super().__init__()
+        self.model, self.precision, self.training = model, precision, model.training
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == 'bf16'): return self.model(x).float()
+
 @dataclass
 class Look:
     "One epoch's view of the training rows."
@@ -168,11 +177,17 @@ class Look:
     logits:Tensor       # (n, K)
     values:dict         # point -> (n, D)
     seed:int = 0
+    precision:str = 'fp32'
 
     @property
     def n_classes(self)->int:
         "Number of classes, K."
         return self.logits.shape[1]
+
+    @property
+    def probed(self)->nn.Module:
+        "The network in the precision of the run, for gradients on a few inputs."
+        return _InPrecision(self.model, self.precision) if self.precision != 'fp32' else self.model
 
     def inputs(self, n):
         "At most n rows, the same ones every epoch: inputs as the network takes them, their given labels."
@@ -210,7 +225,7 @@ def _sensitivity(look, n=500, norm=1):
     "Mean over inputs, and Gini coefficient."
     x, labels = look.inputs(n)
     if not has_input_gradient(look.model, x): return dict(loss_sensitivity=math.nan, loss_sensitivity_gini=math.nan)
-    each = loss_sensitivity(look.model, x, labels, norm)
+    each = loss_sensitivity(look.probed, x, labels, norm)
     return dict(loss_sensitivity=float(each.mean()), loss_sensitivity_gini=gini(each))
 
 def _critical(look, n=100, rounds=5, fewest=0, **options):
@@ -218,7 +233,7 @@ def _critical(look, n=100, rounds=5, fewest=0, **options):
     x, _ = look.inputs(n)
     if not has_input_gradient(look.model, x): return math.nan
     scale = 1/torch.as_tensor(look.std, dtype=x.dtype, device=x.device).view(-1, *[1]*(x.ndim - 2))
-    return critical_samples(look.model, x, scale=scale, rounds=rounds, fewest=fewest, seed=look.seed, **options).float().mean()
+    return critical_samples(look.probed, x, scale=scale, rounds=rounds, fewest=fewest, seed=look.seed, **options).float().mean()
 
 def _graphs(look, n=500, layers=None, kind='von_neumann'):
     "Entropy of every class; by default of the linear layers but the first, if there are more than one."
@@ -246,7 +261,7 @@ def _dimension(look, k=20, n=1000):
 def _frozen(look, n=500, batch_size=50):
     "Gradients at the weights after the epoch."
     x, labels = look.inputs(n)
-    return {f'frozen_{k}': v for k, v in gradient_statistics(look.model, list(zip(x.split(batch_size), labels.split(batch_size)))).items()}
+    return {f'frozen_{k}': v for k, v in gradient_statistics(look.probed, list(zip(x.split(batch_size), labels.split(batch_size)))).items()}
 
 def _weight_norm(look): return weight_norm(look.model)
 
@@ -419,7 +434,7 @@ class Recorder(Log):
         tested = _pass(model, data.x_test, data.mean, data.std, precision).logits if self.test and len(data.x_test) else None
         row = prediction_signals(logits, data.given_label[rows], None if data.true_label is None else data.true_label[rows], self.before, where, tested, data.y_test)
         at = rows[train]
-        if len(self.epochs) % self.every == 0: row |= _measured(Look(model, data.x[at], data.mean, data.std, data.given_label[at], logits[train], {p: v[train] for p, v in values.items()}, self.seed), self.signals, self.options)
+        if len(self.epochs) % self.every == 0: row |= _measured(Look(model, data.x[at], data.mean, data.std, data.given_label[at], logits[train], {p: v[train] for p, v in values.items()}, self.seed, precision), self.signals, self.options)
         self.before, self.widths, self.stream = logits.argmax(1), [v.shape[1] for v in values.values()] or self.widths, Stream()
         self.epochs.append(row)
         return row

@@ -177,6 +177,16 @@ def test_where_it_looks(name, shape, width, widths):
     assert [v[0].shape[1] for v in seen.values()] == widths and all(len(v) == 1 for v in seen.values())
 
 
+def test_gradients_of_a_few_inputs_are_taken_in_the_precision_of_the_run(images):
+    net, kinds = make_model('fast', 2, (1, 6, 6), width=.2), set()
+    net.register_forward_hook(lambda m, args, out: kinds.add((torch.is_grad_enabled(), out.dtype)))
+    settings = dict(signals=['loss_sensitivity', 'critical_sample_ratio', 'frozen_gradient'], test=False)
+    exact, coarse = (Recorder(**settings).observe(net, images, precision) for precision in ('fp32', 'bf16'))
+    assert net.training and {k for k in kinds if k[0]} == {(True, torch.float32), (True, torch.bfloat16)}
+    for name in ('loss_sensitivity', 'frozen_gradient_norm'):
+        assert coarse[name] != exact[name] and coarse[name] == pytest.approx(exact[name], rel=.05)
+
+
 def test_an_example_of_none_of_the_classes():
     true = torch.tensor([0, 1, -1, -1]); given = torch.tensor([0, 1, 0, 1])
     from noisymem.signals.predictions import prediction_signals
