@@ -271,7 +271,7 @@ def test_gallery_escapes_and_embeds(tmp_path, results, quick):
     B.run_jobs('p', [job])
     page = write_gallery('p', tmp_path/'g g')
     text = page.read_text()
-    assert '&lt;b&gt; &amp; | two' in text and 'data:image/png;base64,' in text and 'src="http' not in text and str(tmp_path) not in text
+    assert '&lt;b&gt; &amp; | two' in text and 'data:image/webp;base64,' in text and 'src="http' not in text and str(tmp_path) not in text
     assert (tmp_path/'g g'/'fig_t.png').exists() and (tmp_path/'g g'/'fig_t.ipynb').exists()
     assert str(tmp_path) not in (tmp_path/'g g'/'README.md').read_text() + (tmp_path/'g g'/'fig_t.ipynb').read_text()
 
