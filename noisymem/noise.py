@@ -228,6 +228,12 @@ def instance_noise(
     cdf = (p/p.sum(1, keepdims=True)).cumsum(1)
     return torch.from_numpy((cdf/cdf[:, -1:] <= rng.random_sample(n)[:, None]).sum(1))
 
+def _skip_instance(rng, rate, n, n_pixels, n_classes):
+    "Move a stream past what `instance_noise` draws with one projection."
+    _flip_probabilities(rng, rate, n)
+    rng.normal(0., 1., (n_pixels, n_classes))
+    rng.random_sample(n)
+
 # %% ../nbs/02_noise.ipynb #1aee7b86
 def synthetic_twin(
     true,                   # (N,) int64 in [0, K): labels taken as true

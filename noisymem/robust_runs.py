@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from .codehash import code_hash
 from .core import array_hash, check_choice, config_hash, pick_device, results_dir

@@ -22,7 +22,7 @@ from .augment import normalize
 from .core import keep_memory, pick_device, pick_precision
 from .data import Dataset
 from .models import Classifier
-from .train import _make_optimizer, epoch_order, get_recipe, learning_rate
+from .train import epoch_order, get_recipe, learning_rate
 
 # %% ../nbs/07a_stacked.ipynb #822de85b
 class StackedLinear(nn.Module):

@@ -14,7 +14,7 @@ from functools import update_wrapper
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from .core import check_choice, check_range
 from .dropouts import ExampleTiedDropout

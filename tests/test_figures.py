@@ -15,6 +15,7 @@ from conftest import run_notebook, shared_folder
 
 from noisymem.batch import list_profiles, load_profile, notebook_parameters
 from noisymem.figures import Figure
+from noisymem.noise import HUMAN
 from noisymem.plan import find_configs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,8 +105,7 @@ def test_profiles_name_known_parameters(profile):
     jobs = load_profile(profile)
     assert {j.notebook.stem for j in jobs} >= HELD_OUT
     for cfg in {str(c): c for j in jobs for single in (False, True) for c in find_configs(j, single=single)}.values():
-        home = 'cifar100' if cfg.noise == 'noisy100' else 'cifar10' if cfg.noise in ('rand1', 'rand2', 'rand3', 'aggre', 'worst') else cfg.dataset
-        assert cfg.dataset == home, f'{cfg.noise} is not noise of {cfg.dataset}, so nothing of this profile could be planned'
+        assert cfg.dataset == HUMAN.get(cfg.noise, [cfg.dataset])[0], f'{cfg.noise} is not noise of {cfg.dataset}, so nothing of this profile could be planned'
     if profile == 'paper': assert all(set(j.parameters) <= {'class_name', 'card', 'noise'} for j in jobs), 'the paper values are the defaults of the notebooks, or one of its published settings by name; other label sets beside the first'
 
 

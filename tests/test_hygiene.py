@@ -70,9 +70,8 @@ def test_exported_modules_need_no_notebook_tools():
 
 
 def test_nothing_is_imported_that_is_not_used():
-    still = {'noise_card', 'robust', 'robust_runs', 'stacked', 'stopping_nets', 'stopping_table'}  # only to be made fewer
     for p in (ROOT/'noisymem').rglob('*.py'):
-        if p.name.startswith('_') or p.stem in still: continue
+        if p.name.startswith('_'): continue
         tree = ast.parse(p.read_text())
         brought = {(a.asname or a.name).split('.')[0] for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
         used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}

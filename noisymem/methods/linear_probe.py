@@ -22,7 +22,7 @@ from ..augment import normalize
 from ..core import check_choice, check_labels, check_range, keep_memory, make_generator, pick_device, pick_precision
 from ..data import Dataset
 from ..losses import LOSSES
-from ..noise import _carried_rate, _flip_probabilities, add_noise
+from ..noise import _carried_rate, _skip_instance, add_noise
 from ..train import _autocast, _make_optimizer, epoch_order, get_recipe, learning_rate
 from ..views import apply_view, draw_view
 
@@ -132,10 +132,7 @@ def stream_after(
 )->np.random.RandomState:      # for `balanced_part`
     "Go on with the random numbers where the study's noise left them."
     (kind, rate), rng = _carried_rate(kind, rate), np.random.RandomState(seed)
-    if kind == 'instance' and projection == 'shared' and rate:
-        _flip_probabilities(rng, rate, data.n)
-        rng.normal(0., 1., (data.x[0].numel(), data.n_classes))
-        rng.random_sample(data.n)
+    if kind == 'instance' and projection == 'shared' and rate: _skip_instance(rng, rate, data.n, data.x[0].numel(), data.n_classes)
     return rng
 
 # %% ../../nbs/34a_methods.linear_probe.ipynb #8b5c470c

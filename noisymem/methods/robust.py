@@ -17,7 +17,7 @@ from torch import Tensor
 from ..augment import apply_augmentation, draw_augmentation, normalize
 from ..core import check_choice, check_range, make_generator
 from ..data import Dataset
-from ..losses import LOSSES, EarlyLearning, cross_entropy, forward_corrected, peer_loss
+from ..losses import LOSSES, EarlyLearning, forward_corrected, peer_loss
 from .relabel import EpochBar, WatchAccuracy
 from .representation import rep_reg, rep_reg_angle
 from .simclr import Contrast, load_encoder, make_encoder
