@@ -13,8 +13,9 @@ from .core import check_choice, check_range, make_generator, pick_device, pick_p
 from .data import Dataset
 from .dropouts import ExampleTiedDropout, tied
 from .losses import LOSSES, mean_absolute_error_original
+from .methods.cnd_regularizer import regularized
 from .models import MODELS, make_model
-from .recorder import DEFAULT, MEASURES, Recorder, watched
+from .recorder import DEFAULT, MEASURES, Recorder, find_points, watched
 from .runs import load_or_make
 from .signals.predictions import pollute
 from .signals.susceptibility import Susceptibility
@@ -74,10 +75,12 @@ def _smoothing(loss, recipe): return dict(label_smoothing=get_recipe(recipe).lab
 
 def _is_tied(model): return any(isinstance(m, ExampleTiedDropout) for m in model.modules())
 
-def _objective(model, index, loss, options, recipe):
+def _objective(model, data, loss, options, regularizer, recipe):
     "Objective of a run."
     plain = supervised(STUDY_LOSSES[loss], **_smoothing(loss, recipe), **(options or {}))
-    return tied(plain, index) if _is_tied(model) else plain
+    if _is_tied(model): plain = tied(plain, data.index)
+    if not regularizer: return plain
+    return regularized(objective=plain, **dict(n_classes=data.n_classes, points=find_points(model), batch_size=get_recipe(recipe).batch_size) | regularizer)
 
 # %% ../nbs/50ae_stopping_runs.ipynb #f24e0772
 LAYOUT = ('layers', 'layer_of_neuron', 'weights')  # arrays that are no history
@@ -89,6 +92,7 @@ def load_or_run_history(
     width:float=1.,
     loss:str='ce',               # a key of `STUDY_LOSSES`
     loss_options:dict=None,      # of that loss, plain JSON
+    regularizer:dict=None,       # options of `regularized`, as kind and gamma; plain JSON
     parts:dict=None,             # options of `hold_out`: shares, use of the copies, its seed (default `seed`)
     signals=DEFAULT,             # keys of `MEASURES`, or 'susceptibility'
     keep_weights:bool=False,     # keep the weights after every epoch in the layout, `weights` (E, P)
@@ -99,13 +103,13 @@ def load_or_run_history(
     check_choice('loss', loss, STUDY_LOSSES)
     for s in signals: check_choice('signals', s, [*MEASURES, 'susceptibility'])
     device, parts = pick_device(device), dict(seed=seed) | (parts or {})
-    settings = dict(data=data.fingerprint, model=model, recipe=get_recipe(recipe), seed=seed, width=float(width), loss=loss, loss_options=loss_options or {}, parts=parts, signals=sorted(signals), keep_weights=keep_weights, precision=pick_precision(get_recipe(recipe).precision, device), recorder=recorder)
+    settings = dict(data=data.fingerprint, model=model, recipe=get_recipe(recipe), seed=seed, width=float(width), loss=loss, loss_options=loss_options or {}, regularizer=regularizer or {}, parts=parts, signals=sorted(signals), keep_weights=keep_weights, precision=pick_precision(get_recipe(recipe).precision, device), recorder=recorder)
     def make():
         more, rows, positions = hold_out(data, **parts)
         net = make_model(model, data.n_classes, tuple(data.x.shape[1:]), width=width, seed=seed)
         watch, weights, probe = Recorder([s for s in signals if s != 'susceptibility'], parts=rows, seed=seed, **recorder), _Weights(), Susceptibility(seed=seed, mode='eval' if _is_tied(net) else 'frozen')
         observers = [watch, *([weights] if keep_weights else []), *([probe] if 'susceptibility' in signals else [])]
-        objective = _objective(net, more.index, loss, loss_options, recipe)
+        objective = _objective(net, more, loss, loss_options, regularizer, recipe)
         train(net, more, recipe, seed, positions, watched(watch, objective) if watch.look == 'training' else objective, observers, device)
         return watch.history | watch.layout | (dict(weights=np.stack(weights.rows)) if keep_weights else {}) | (dict(susceptibility=_drops(probe)) if probe.rows else {})
     arrays = load_or_make('histories', settings, make, code=(hold_out, train, Recorder, _objective, MODELS[model][0], STUDY_LOSSES[loss], *(f for s in signals for f in (MEASURES[s][1] if s in MEASURES else (Susceptibility,)))))

@@ -142,3 +142,15 @@ def test_objective_of_images_and_of_the_original(images):
     assert both.item() == pytest.approx(plain + cr.cnd_penalty(mean, batch.given_label, 3, 'gaussian', .5).item() + .01*sum(p.abs().sum() for p in net.parameters()).item(), rel=1e-5)
     both.backward()
     assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize('kind', sorted(cr.KINDS))
+def test_a_class_much_narrower_than_the_range_gives_numbers(kind):
+    "On a grid of 128 points a narrow class lay between two points, and 0/0 ended the training."
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 3, generator=g), torch.arange(60) % 3
+    x[y == 1] = 5 + 1e-4*x[y == 1]
+    x.requires_grad_()
+    value = cr.cnd_penalty(x, y, 3, kind, 1.)
+    value.backward()
+    assert value.isfinite() and x.grad.isfinite().all() and value < 0

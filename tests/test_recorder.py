@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from noisymem import stopping_table
 from noisymem.data import from_arrays, load_dataset, sample
 from noisymem.dropouts import tied
 from noisymem.models import make_model
@@ -434,3 +435,22 @@ def test_absolute_error_of_the_published_study(blobs, tmp_path, monkeypatch, ora
     same = load_or_run_history(blobs, 'mlp', replace(RECIPE, epochs=1, weight_decay=0.), width=.05, signals=[], device='cpu', loss='mae_original')[0]
     np.testing.assert_allclose(slow['test_loss'], same['test_loss'], rtol=1e-5)
     with pytest.raises(ValueError, match="loss must be one of .*'mae_original', got 'mean'"): run('mean')
+
+
+@pytest.mark.parametrize('look', ['evaluation', 'training'])
+def test_regularizers_of_a_study(blobs, tmp_path, monkeypatch, look):
+    "A weight of nothing changes no bit; a divergence that is rewarded grows; bad settings are refused; the table names what was minimised."
+    monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
+    def run(**k): return load_or_run_history(blobs, 'mlp', replace(RECIPE, epochs=4), width=.05, signals=['cnd:gaussian'], device='cpu', look=look, **k)[0]
+    plain, nothing, strong = run(), run(regularizer=dict(kind='gaussian', gamma=0.)), run(regularizer=dict(kind='gaussian', gamma=.3))
+    for k, v in plain.items(): np.testing.assert_array_equal(v, nothing[k])
+    assert strong['cnd:gaussian'][-1].mean() > plain['cnd:gaussian'][-1].mean()
+    with pytest.raises(ValueError, match='kind must be one of'): run(regularizer=dict(kind='l7'))
+    assert stopping_table._objective_name(regularizer=dict(gamma=.3, kind='mean', l1=.01)) == 'ce + 0.3 mean (l1 0.01)' and stopping_table._objective_name('gce', dict(q=.5)) == 'gce (q 0.5)'
+
+
+def test_a_regularizer_knows_tied_examples(blobs, tmp_path, monkeypatch):
+    monkeypatch.setenv('NOISYMEM_RESULTS', str(tmp_path))
+    data = from_arrays(torch.randint(0, 256, (60, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy(), np.arange(60) % 3)
+    history, _ = load_or_run_history(data, 'resnet9_tied', replace(RECIPE, epochs=1, augment=()), width=.1, signals=[], device='cpu', regularizer=dict(kind='mean', gamma=.1))
+    assert np.isfinite(history['train_loss']).all()

@@ -90,9 +90,9 @@ def _pairwise_entropy(x):
     h = x.std(0)*len(x)**-.2
     return -torch.exp(-(x[:, None] - x[None]).square()/(2*h**2)).mean(1).clamp_min(1e-10).log().mean(0)
 
-def _class_kernels(x, own):
-    "(B, D) density of one class at all values."
-    h = (own.detach().std(0)*len(own)**-.2).clamp_min(1e-9)
+def _class_kernels(x, own, least=1e-9):
+    "(B, D) density of one class at all values; kernels are at least so wide."
+    h = (own.detach().std(0)*len(own)**-.2).clamp_min(1e-9).maximum(torch.as_tensor(least, device=own.device))
     return torch.exp(-((x[:, None] - own[None])/h).square()/2).mean(1)/(h*math.sqrt(2*math.pi))
 
 def _by_neurons(values, most=2**24):
@@ -136,7 +136,8 @@ def _on_grid(x, labels, n_classes, compat=None, n_points=128):
     if compat: return kde_divergence(x, labels, n_classes, grid='uniform', compat=compat)
     width = (x.amax(0) - x.amin(0)).detach()
     points = x.amin(0).detach() - width/4 + torch.linspace(0, 1.5, n_points, device=x.device)[:, None]*width
-    f = torch.stack([_class_kernels(points, x[labels == c]) for c in labels.unique() if (labels == c).sum() > 1])
+    step = points[1] - points[0]  # a kernel between two points of the grid would be lost
+    f = torch.stack([_class_kernels(points, x[labels == c], step) for c in labels.unique() if (labels == c).sum() > 1])
     p = (f/f.sum(1, keepdim=True)).clamp_min(1e-30)
     return (p*(p.log() - p.mean(0).log())).sum(1).mean(0)
 
