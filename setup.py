@@ -25,6 +25,7 @@ setup(
         'dev': cfg['dev_requirements'].split(),
         'compare': cfg['compare_requirements'].split(),
         'cluster': cfg['cluster_requirements'].split(),
+        'statistics': cfg['statistics_requirements'].split(),
         'widgets': cfg['widgets_requirements'].split(),
     },
     entry_points={

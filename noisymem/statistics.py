@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['pivot_scores', 'rank_methods', 'friedman', 'exact_friedman', 'holm', 'compare_with', 'critical_difference', 'nemenyi',
-           'equal_groups']
+           'equal_groups', 'signed_rank_posterior', 'mixed_effects']
 
-# %% ../nbs/09b_statistics.ipynb #de93cb72
+# %% ../nbs/09b_statistics.ipynb #88371906
 import math
+import warnings
 from itertools import permutations
 
 import numpy as np
@@ -164,4 +165,56 @@ def equal_groups(
     for i in range(len(order)):
         group = list(order.index[i:][(order.iloc[i:] - order.iloc[i] <= cd).to_numpy()])
         if len(group) > 1 and not (found and set(group) <= set(found[-1])): found.append(group)
+    return found
+
+# %% ../nbs/09b_statistics.ipynb #6db0cbc8
+def signed_rank_posterior(
+    a, b,                # (n,) scores of two methods in the same blocks; blocks ought to be independent, as data sets are and seeds are not
+    rope:float,          # differences up to this size do not matter; above 0, unit of the scores
+    seed:int=0,          # of the draws
+    n_draws:int=20000,   # from the posterior; standard error of the three shares at most 0.0036
+)->dict:                 # left: chance that `a` is higher by more than `rope`, rope: that neither is, right: that `b` is; n
+    "Draw from the posterior of the Bayesian signed-rank test."
+    try: from baycomp import SignedRankTest
+    except ImportError: raise ImportError("signed_rank_posterior needs the package baycomp: pip install 'noisymem[statistics]'") from None
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape or a.ndim != 1 or not len(a): raise ValueError(f'a and b must have one shape (n,), n at least 1, got {a.shape} and {b.shape}')
+    if not (np.isfinite(a) & np.isfinite(b)).all(): raise ValueError(f'a and b must be finite, got {int((~(np.isfinite(a) & np.isfinite(b))).sum())} blocks that are not; leave such blocks out, as pivot_scores does')
+    check_range('rope', rope, 0, float('inf'), '()')
+    shares = SignedRankTest.probs(a, b, rope, nsamples=n_draws, random_state=seed)
+    return dict(zip(('left', 'rope', 'right'), map(float, shares))) | dict(n=len(a))
+
+# %% ../nbs/09b_statistics.ipynb #19f4c0f4
+def mixed_effects(
+    table:pd.DataFrame,  # tidy, one row for each run and method; rows without a score are left out
+    data,                # column, or list of columns, that names the data of a run
+    seed:str,            # column that numbers the runs on the same data
+    method:str,          # column that names the method
+    score:str,           # column of the score
+    reference:str,       # the method that the others are compared with
+    level:float=.95,     # of the intervals
+)->pd.DataFrame:         # one row for each other method: estimate (score above that of the reference), se, low, high, p, adjusted, n (rows); `.attrs`: sd (of data, seed, interaction, residual), converged
+    "Estimate how much better than a reference each method is, from all runs at once."
+    try: import statsmodels.formula.api as smf
+    except ImportError: raise ImportError("mixed_effects needs the package statsmodels: pip install 'noisymem[statistics]'") from None
+    data = [data] if isinstance(data, str) else list(data)
+    for name in (*data, seed, method, score): check_choice('column', name, list(table.columns))
+    check_range('level', level, 0, 1, '()')
+    t = table[table[score].notna()]
+    t = pd.DataFrame(dict(y=t[score].astype(float), method=t[method].astype(str), seed=t[seed].astype(str), data=t.groupby(data, sort=False).ngroup()))
+    names, n_data, scale = sorted(set(t.method)), t.data.nunique(), (t.y - t.groupby('data').y.transform('mean')).std()
+    check_choice('reference', reference, names)
+    if len(names) < 2 or n_data < 2: raise ValueError(f'table must hold scores of at least 2 methods on 2 sets of data, got {len(names)} and {n_data}')
+    if not scale > 1e-12: raise ValueError(f'scores must differ on some data, got no difference in {len(t)} rows')
+    parts = dict(seed='0 + seed', interaction='0 + method') if t.duplicated(['data', 'method']).any() else None
+    t['method'] = pd.Categorical(t.method, [reference, *(m for m in names if m != reference)])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of variances at 0: an answer
+        fit = smf.mixedlm('y ~ method', t.assign(y=t.y/scale), groups='data', re_formula='1', vc_formula=parts).fit(method='powell')  # methods that follow the gradient end early near a variance of 0
+    found = pd.DataFrame(dict(method=t.method.cat.categories[1:], estimate=scale*fit.fe_params.to_numpy()[1:], se=scale*fit.bse_fe.to_numpy()[1:]))
+    free = (n_data - 1)*(len(names) - 1)
+    half = found.se*stats.t.isf((1 - level)/2, free)
+    found = found.assign(low=found.estimate - half, high=found.estimate + half, p=2*stats.t.sf((found.estimate/found.se).abs(), free))
+    found = found.assign(adjusted=holm(found.p), n=found.method.map(t.method.value_counts()).astype(int))
+    found.attrs = dict(converged=bool(fit.converged), sd={k: float(scale*np.sqrt(v)) for k, v in (('data', fit.cov_re.iloc[0, 0]), *zip(fit.model.exog_vc.names if parts else (), fit.vcomp), ('residual', fit.scale))})
     return found

@@ -16,5 +16,5 @@ if [ ! -x "$VENV/bin/python" ]; then
     "$PYTHON" -m venv "$VENV" || stop "the virtual environment '$VENV' could not be made; is this folder writable?"
 fi
 echo "installing into $VENV (PyTorch is large: a few minutes the first time)"
-"$VENV/bin/python" -m pip install --quiet -c constraints.txt -e '.[dev,cluster]' 2>"$VENV/install.log" || { tail -n 5 "$VENV/install.log" >&2; stop "the installation failed (is there a network?); the whole log is in $VENV/install.log"; }
+"$VENV/bin/python" -m pip install --quiet -c constraints.txt -e '.[dev,cluster,statistics]' 2>"$VENV/install.log" || { tail -n 5 "$VENV/install.log" >&2; stop "the installation failed (is there a network?); the whole log is in $VENV/install.log"; }
 touch "$VENV/.ready"
