@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'RULES', 'DEFAULTS', 'make_rule', 'smooth', 'first_extremum', 'local_extremum', 'last_local_extremum',
-           'first_fall', 'lagged_kendall', 'masked_mean', 'Stop', 'Trailing', 'Walk', 'walk_signals', 'extract_signal',
-           'find_stop', 'judge_stop', 'summarise_stops', 'make_atlas', 'Ring', 'Stopper']
+           'first_fall', 'kendall', 'lagged_kendalls', 'lagged_kendall', 'masked_mean', 'Stop', 'Trailing', 'Walk',
+           'walk_signals', 'extract_signal', 'find_stop', 'judge_stop', 'summarise_stops', 'make_atlas', 'Ring',
+           'Stopper']
 
 # %% ../nbs/25_stopping.ipynb #0b6e0489
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from scipy import stats
 from torch import nn
 
 from .core import check_choice, check_range, save_atomic
@@ -122,20 +122,44 @@ def first_fall(
     return 0
 
 # %% ../nbs/25_stopping.ipynb #e8bee21c
+def _order(x):
+    "Signs of the differences between all pairs of epochs (n, P), 0 where one is unknown; 1 where both are known."
+    i, j = np.triu_indices(x.shape[1], 1)
+    left, right = x[:, i], x[:, j]
+    return (left > right).astype(float) - (left < right), 1. - (np.isnan(left) | np.isnan(right))
+
+def kendall(
+    x, y,              # (n, E), (m, E) curves over the same epochs; NaN is an epoch without a measurement
+)->np.ndarray:         # (n, m) Kendall's tau-b over the epochs that both know; NaN where one of them is constant there
+    "Correlate curves by rank, each of one table with each of the other."
+    (a, known_a), (b, known_b) = _order(np.asarray(x, float)), _order(np.asarray(y, float))
+    with np.errstate(invalid='ignore', divide='ignore'): return a @ b.T/np.sqrt((a**2 @ known_b.T)*(known_a @ (b**2).T))
+
+def lagged_kendalls(
+    x, y,              # (n, E), (m, E) curves over the same epochs
+    max_lag:int=0,     # epochs by which those of `x` may be late
+)->np.ndarray:         # (max_lag + 1, n, m) tau-b of x[lag:] and y[:-lag]; of each pair, epochs before both are known are left out
+    "Correlate curves by rank at every lag."
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    E = x.shape[1]
+    check_range('max_lag', max_lag, 0, float('inf'))
+    if y.shape[1] != E: raise ValueError(f'x and y must have the same epochs, got {E} and {y.shape[1]}')
+    if E - max_lag < 2: raise ValueError(f'max_lag must leave at least 2 of {E} epochs, got {max_lag}')
+    begin = lambda v: np.where(np.isnan(v).all(1), E, (~np.isnan(v)).argmax(1))
+    start, taus = np.maximum.outer(begin(x), begin(y)), np.full((max_lag + 1, len(x), len(y)), np.nan)
+    for s in np.unique(start):
+        for lag in range(min(max_lag + 1, max(E - s - 1, 0))): taus[lag] = np.where(start == s, kendall(x[:, s + lag:], y[:, s:E - lag]), taus[lag])
+    return taus
+
 def lagged_kendall(
     a, b,              # (E,), (E',) sequences that end together
     max_lag:int=0,     # epochs by which `a` may be late
 )->tuple:              # Kendall's tau-b, lag
     "Correlate two curves by rank, the better for a lag."
-    check_range('max_lag', max_lag, 0, float('inf'))
-    a, b = np.asarray(a, float), np.asarray(b, float)
     n = min(len(a), len(b))
-    if n - max_lag < 2: raise ValueError(f'max_lag must leave at least 2 of {n} epochs, got {max_lag}')
-    a, b, best, at = a[-n:], b[-n:], -np.inf, 0
-    for lag in range(max_lag + 1):
-        tau = stats.kendalltau(a[lag:], b[:n - lag]).statistic
-        if tau > best: best, at = tau, lag
-    return float(best if np.isfinite(best) else np.nan), at
+    taus = lagged_kendalls(np.asarray(a, float)[None, len(a) - n:], np.asarray(b, float)[None, len(b) - n:], max_lag)[:, 0, 0]
+    lag = 0 if np.isnan(taus).all() else int(np.nanargmax(taus))
+    return float(taus[lag]), lag
 
 # %% ../nbs/25_stopping.ipynb #da529e88
 def masked_mean(

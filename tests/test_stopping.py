@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from noisymem import stopping as S
@@ -53,6 +54,36 @@ def test_oracle_performance_stats(oracle):
     mean, sd = S.masked_mean(a['masked_input'])
     np.testing.assert_allclose(mean, a['masked_mean'], atol=1e-6)
     np.testing.assert_allclose(sd, a['masked_std'], atol=1e-6)
+
+
+def slow_kendall(a, b, lag):
+    "SciPy's tau-b of two curves aligned by hand: leading unknown epochs of either left out of both, then the lag, then pairwise complete epochs."
+    known = ~(np.isnan(a) | np.isnan(b))
+    if not known.any(): return np.nan
+    start = max(np.flatnonzero(~np.isnan(v))[0] for v in (a, b))
+    a, b = a[start + lag:], b[start:len(b) - lag]
+    both = ~(np.isnan(a) | np.isnan(b))
+    return stats.kendalltau(a[both], b[both]).statistic if both.sum() > 1 else np.nan
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_many_lagged_kendalls_are_scipys(seed):
+    "Ties, constant curves, infinities, curves that begin late, end early, have holes, or were never measured."
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, (4, 100)[seed % 2], (9, 17)).astype(float)
+    x[0, :1], x[1, :6], x[2, [4, 9]], x[3], x[4], x[5, -1], x[6, 2] = np.nan, np.nan, np.nan, 7, np.nan, np.nan, np.inf
+    with np.errstate(invalid='ignore', divide='ignore'): want = np.array([[[slow_kendall(a, b, lag) for b in x[:7]] for a in x] for lag in range(6)])
+    np.testing.assert_allclose(S.lagged_kendalls(x, x[:7], 5), want, atol=1e-12)
+    np.testing.assert_allclose(S.kendall(x, x), S.kendall(x, x).T, atol=1e-12)
+
+
+def test_one_lagged_kendall_is_one_of_many():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.normal(size=14).cumsum(), rng.normal(size=12).cumsum()
+        taus = [stats.kendalltau(a[2:][lag:], b[:12 - lag]).statistic for lag in range(6)]
+        assert S.lagged_kendall(a, b, 5) == (pytest.approx(max(taus)), int(np.argmax(taus)))
+    assert np.isnan(S.lagged_kendall([1, 1, 1], [1, 2, 3])[0])
 
 
 # a second implementation of every rule, from its definition, on whole sequences
