@@ -363,7 +363,7 @@ def extract_signal(
     values = np.asarray(history[signal], float)
     if values.ndim == 1: return values if np.ndim(percentile) == 0 else np.repeat(values[:, None], len(percentile), 1)
     if values.ndim != 2: raise ValueError(f'signal {signal!r} must have shape (E,) or (E, D), got {values.shape}')
-    if layout is not None and len(layout['layer_of_neuron']) == values.shape[1]: values = values[:, _neurons(layout, layer)]
+    if layout and len(layout['layer_of_neuron']) == values.shape[1]: values = values[:, _neurons(layout, layer)]
     elif layer not in (-1, 'all'): raise ValueError(f'layer must be -1 or \'all\' for signal {signal!r}, whose columns are no neurons of the layout, got {layer!r}')
     out, known = np.full((len(values), *np.shape(percentile)), np.nan), ~np.isnan(values).all(1)
     if known.any(): out[known] = np.nanpercentile(values[known], percentile, axis=1).T
@@ -440,7 +440,7 @@ def make_atlas(
     for signal in signals:
         check_choice('signal', signal, sorted(history))
         bundle = np.ndim(history[signal]) == 2
-        neurons = bundle and layout is not None and len(layout['layer_of_neuron']) == np.shape(history[signal])[1]
+        neurons = bundle and bool(layout) and len(layout['layer_of_neuron']) == np.shape(history[signal])[1]
         names = [str(l) for l in layout['layers']] if neurons else []
         for layer in ((names if isinstance(layers, str) and layers == 'each' else layers) if neurons else ['all' if bundle else '']):
             values = extract_signal(history, signal, layout, list(percentiles), layer) if bundle else np.asarray(history[signal], float)[:, None]

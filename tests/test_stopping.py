@@ -361,3 +361,11 @@ def test_damaged_weights_are_named(tmp_path):
     state = loop(stopper, x)
     stopper.ring.path(3).write_bytes(b'none')
     with pytest.raises(ValueError, match='the weights of epoch 3 cannot be read'): stopper.restore(state.model)
+
+
+def test_a_layout_that_holds_nothing_is_none():
+    "A recorder without neurons leaves an empty layout, and a bundle such as class graph entropy met a KeyError."
+    bundle = np.random.default_rng(0).normal(size=(12, 3))
+    rule = S.make_rule(signal='class_graph_entropy', kind='max', window=2, patience=2)
+    assert S.find_stop({'class_graph_entropy': bundle}, rule, {}) == S.find_stop({'class_graph_entropy': bundle}, rule)
+    assert len(S.make_atlas({'class_graph_entropy': bundle, 'test_accuracy': bundle[:, 0]}, {})) == len(S.make_atlas({'class_graph_entropy': bundle, 'test_accuracy': bundle[:, 0]}))
