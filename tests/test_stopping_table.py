@@ -2,6 +2,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from noisymem import stopping as S
 from noisymem import stopping_table as T
@@ -115,7 +116,90 @@ def test_runs_are_kept_and_found(tmp_path, monkeypatch):
     assert len(T.tabulate_stops(one, rules)) == 2*len(rules)
 
 
+# agreement of signals
+
+def test_curves_are_the_means_of_layers(runs):
+    history = runs[0]['history'] | dict(class_graph_entropy=np.random.default_rng(0).random((30, 4)))
+    curves = T.list_curves(history, runs[0]['layout'])
+    assert list(curves)[:2] == ['test_accuracy', 'memorized'] and len(curves) == len(history) + 1
+    for name, columns in (('cnd:histogram layer 1', slice(0, 3)), ('cnd:histogram last layer', slice(3, 6))): np.testing.assert_allclose(curves[name], history['cnd:histogram'][:, columns].mean(1))
+    np.testing.assert_allclose(curves['class_graph_entropy'], history['class_graph_entropy'].mean(1))
+    np.testing.assert_allclose(T.list_curves(history)['cnd:histogram'], history['cnd:histogram'].mean(1))
+
+
+def test_agreement_is_kendalls_of_every_pair(runs):
+    history = runs[1]['history'] | dict(constant=np.ones(30), never=np.full(30, np.nan), short=np.arange(20.), sparse=np.where(np.arange(30) % 3, np.nan, np.arange(30.)))
+    curves, table = T.list_curves(history, runs[1]['layout']), T.tabulate_agreement(history, runs[1]['layout'], 5)
+    assert len(table) == len(curves)*(len(curves) - 1)
+    for r in table.itertuples():
+        a, b = (np.r_[np.full(30 - len(v), np.nan), v] for v in (curves[r.a], curves[r.b]))
+        both = ~(np.isnan(a) | np.isnan(b))
+        assert r.n == both.sum()
+        tau = stats.kendalltau(a[both], b[both]).statistic if both.sum() > 1 else np.nan
+        assert r.tau == pytest.approx(tau, nan_ok=True)
+        if {'sparse', 'never', 'short'} & {r.a, r.b}: continue
+        a, b = (curves[k][1:] if 'prediction_changes' in (r.a, r.b) else curves[k] for k in (r.a, r.b))  # the beginning of the longer one is dropped
+        with np.errstate(invalid='ignore'): taus = np.array([stats.kendalltau(a[lag:], b[:len(b) - lag]).statistic for lag in range(6)])
+        if np.isnan(taus).all(): assert np.isnan([r.best, r.strongest]).all() and (r.best_lag, r.strongest_lag) == (0, 0)
+        else: assert (r.best, r.best_lag) == (pytest.approx(np.nanmax(taus)), np.nanargmax(taus)) and (r.strongest, r.strongest_lag) == (pytest.approx(taus[np.nanargmax(abs(taus))]), np.nanargmax(abs(taus)))
+
+
+def test_agreement_finds_the_signal_that_runs_ahead():
+    turn = np.sin(np.arange(40)/4) + .01*np.arange(40)
+    found = T.tabulate_agreement(dict(late=np.roll(turn, 3), early=turn, against=-turn), max_lag=5).set_index(['a', 'b'])
+    assert tuple(found.loc['late', 'early'][['best', 'best_lag']]) == (pytest.approx(1), 3) and found.loc['early', 'late'].best < 1
+    assert found.loc['against', 'early'].best < 0 < -found.loc['against', 'early'].strongest == pytest.approx(1)
+
+
+def test_agreement_is_averaged_over_runs(runs):
+    table = pd.concat([T.tabulate_agreement(r['history'], r['layout']).assign(noise=r['noise'], seed=r['seed']) for r in runs])
+    one = T.summarise_agreement(table, ['noise']).set_index(['noise', 'a', 'b']).loc['worst', 'prediction_changes', 'test_accuracy']
+    t = table[(table.noise == 'worst') & (table.a == 'prediction_changes') & (table.b == 'test_accuracy')]
+    assert (one.n, one.tau, one.tau_sd, one.best, one.strongest) == (4, *(pytest.approx(x) for x in (t.tau.mean(), t.tau.std(), t.best.mean(), t.strongest.mean())))
+    assert (T.summarise_agreement(table).n == 8).all()
+
+
+def test_null_curves_have_nothing_to_do_with_the_target(runs):
+    null = T.tabulate_null(runs[:2] + runs[4:5], max_lag=4)
+    t = null[(null.signal == 'prediction_changes') & (null.noise == 'rand1') & (null.seed == 0)]
+    changes, accuracy = runs[0]['history']['prediction_changes'][1:], runs[0]['history']['test_accuracy'][1:]
+    np.testing.assert_allclose(t[t.null == 'shifted'].tau, [stats.kendalltau(np.roll(changes, k), accuracy).statistic for k in range(5, 25)])
+    np.testing.assert_allclose(t[t.null == 'other data'].tau, [stats.kendalltau(changes, runs[4]['history']['test_accuracy'][1:]).statistic])
+    other = null[(null.noise == 'worst') & (null.null == 'other data') & (null.signal == 'memorized')]
+    np.testing.assert_allclose(other.tau, [stats.kendalltau(runs[4]['history']['memorized'], r['history']['test_accuracy']).statistic for r in runs[:2]])
+    assert set(T.tabulate_null(runs[:1]).null) == {'shifted'}
+
+
+def test_the_search_over_lags_makes_nothing_out_of_something():
+    "Unrelated walks: the strongest of six lags is larger than tau itself, on average well so."
+    rng = np.random.default_rng(0)
+    history = {f'walk{i}': rng.normal(size=30).cumsum() for i in range(12)}
+    t = T.tabulate_agreement(history)
+    assert t.strongest.abs().mean() > 1.2*t.tau.abs().mean() > .2
+
+
+def test_extrema_are_the_plain_rules(runs):
+    t = T.tabulate_extrema(runs[0]['history'], runs[0]['layout'], 4).set_index(['technique', 'extremum'])
+    h = runs[0]['history']
+    assert t.loc[('prediction_changes', 'local'), 'epoch'] == S.local_extremum(h['prediction_changes'][1:], 'min', 4) + 2
+    assert t.loc[('cnd:histogram last layer', 'last local'), 'epoch'] == S.last_local_extremum(h['cnd:histogram'][:, 3:].mean(1), 'max') + 1
+    assert t.loc[('test_accuracy', 'local'), 'accuracy'] == h['test_accuracy'][t.loc[('test_accuracy', 'local'), 'epoch'] - 1] and (t.regret >= 0).all()
+    assert set(t.kind) == {'min', 'max'} and not t.index.duplicated().any()
+
+
+def test_pairs_are_compared_over_label_sets(table):
+    pytest.importorskip('baycomp', reason="baycomp is not installed: pip install 'noisymem[statistics]'")
+    found = T.compare_pairs(table, rope=.02).set_index(['first', 'second'])
+    assert set(found.index) == {('CND', 'prediction changes'), ('CND', 'known polluted'), ('prediction changes', 'noisy validation'), ('CND', 'noisy validation')} and (found.n == 2).all()
+    np.testing.assert_allclose(found[['first_better', 'equal', 'second_better']].sum(axis=1), 1)
+    assert T.compare_pairs(table, [('CND', 'Label Wave')], rope=1.).equal[0] == 1 and not len(T.compare_pairs(table, [('CND', 'last epoch')]))
+    clear = table.assign(accuracy=table.accuracy + .5*(table.method == 'CND'))
+    assert T.compare_pairs(clear, [('CND', 'known polluted')]).first_better[0] > .8
+
+
 @pytest.mark.parametrize('call, message', [
+    (lambda: T.tabulate_agreement(dict(x=[1., 2, 3])), 'max_lag must leave at least 2 of 3 epochs, got 5'), (lambda: T.tabulate_agreement({}), 'at least one signal, got none'), (lambda: T.tabulate_agreement(dict(x=[1., 2]), max_lag=-1), r'max_lag must be in'),
+    (lambda: T.tabulate_null(some_runs(1), 'cnd:histogram'), "target must be one of 'test_accuracy', 'memorized'"), (lambda: T.tabulate_extrema(dict(x=[1.])), "got 'test_accuracy'"),
     (lambda: T.list_studies([dict(dataset='digits')], 0), 'at least one each, got 1 and 0'), (lambda: T.list_studies([dict(datasets='digits')], 1), 'setting of a study must be one of'),
     (lambda: T.tabulate_stops(some_runs(1), dict(a=dict(signal='cnd:kde'))), "signal must be one of .* got 'cnd:kde'"), (lambda: T.tabulate_stops(some_runs(1), dict(a=dict(signal='cnd:histogram', layer='c'))), "layer must be one of 'a', 'b'"),
     (lambda: T.tabulate_stops(some_runs(1), dict(a=dict(signal='prediction_changes', window=31))), 'window must be at most the 30 epochs')])
