@@ -26,7 +26,7 @@ METHODS = {
     'CND': dict(signal='cnd:histogram'), 'CND de-biased': dict(signal='cnd:debiased'), 'CND Gaussian': dict(signal='cnd:gaussian'), 'prediction changes': dict(signal='prediction_changes'),
     'Label Wave': dict(signal='prediction_changes', rule='label_wave'), 'known polluted': dict(signal='polluted_accuracy'), 'polluted log-likelihood': dict(signal='polluted_loglik'),
     'loss plateau': dict(signal='train_loss', rule='plateau'), 'gradient evidence': dict(signal='gradient_evidence', rule='threshold', window=1), 'loss sensitivity': dict(signal='loss_sensitivity'),
-    'critical samples': dict(signal='critical_sample_ratio'), 'susceptibility': dict(signal='susceptibility'), 'graph entropy': dict(signal='class_graph_entropy'),
+    'critical samples': dict(signal='critical_sample_ratio'), 'susceptibility': dict(signal='susceptibility'), 'graph entropy': dict(signal='class_graph_entropy', layer='all'),
     'noisy validation': dict(signal='noisy_validation_accuracy'), 'noisy validation loss': dict(signal='noisy_validation_loss'),
     'clean validation': dict(signal='clean_validation_accuracy'), 'last epoch': dict(rule='last'), 'oracle': dict(rule='oracle')}
 BASELINES = ('noisy validation', 'noisy validation loss', 'clean validation', 'last epoch', 'oracle')

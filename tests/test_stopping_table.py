@@ -213,3 +213,12 @@ def test_published_accuracies():
     assert pick(dataset='mnist', noise='symmetric-0.6', setting='dropout=0.5').test_accuracy == .9533 and pick(model='resnet9', noise='worst', setting='').memorized == .9542
     assert pick(model='resnet9_tied', noise='worst', setting='p_fixed=0.6, p_mem=0.1').correct == .513 and not t[t.model == 'resnet9_tied'].verified.any()
     assert np.isnan(pick(dataset='svhn', noise='clean', setting='').memorized) and not len(t[(t.dataset == 'svhn') & (t.noise == 'symmetric-0.2') & (t.setting != '')])
+
+
+def test_a_layer_is_asked_of_neurons_only():
+    "Class graph entropy has a column for each class, and a table of the first layer's signals ended in an error."
+    rng = np.random.default_rng(0)
+    history = {'test_accuracy': rng.random(12), 'cnd:histogram': rng.random((12, 4)), 'class_graph_entropy': rng.random((12, 3))}
+    rules = T.list_methods([history], window=2, patience=2, layer=0)
+    table = T.tabulate_stops([dict(dataset='d', noise='n', ratio=.4, seed=0, history=history, layout=dict(layers=['a', 'b'], layer_of_neuron=np.array([0, 0, 1, 1])))], rules)
+    assert {'CND', 'graph entropy'} <= set(table.method)
