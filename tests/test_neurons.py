@@ -1,12 +1,17 @@
 "Neurons after training: tests against scipy by hand, masks, controls."
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from noisymem.augment import normalize
 from noisymem.data import from_arrays
 from noisymem.models import make_model
-from noisymem.signals.neurons import THRESHOLDS, class_differences, layer_differences, mask_neurons, neuron_entropy, neuron_masks, random_masks
+from noisymem.recorder import find_points, read_points
+from noisymem.signals.network import masked
+from noisymem.signals.neurons import LAYERS, THRESHOLDS, class_differences, evaluate_masks, layer_differences, layer_sheet, mask_neurons, neuron_entropy, neuron_masks, random_masks
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -62,10 +67,70 @@ def test_a_planted_neuron_memorizes():
             head.weight[1 if sign > 0 else 0, i] = 1.
     layout = dict(layers=['backbone.relu1:in', 'backbone.relu2:in'], layer_of_neuron=np.repeat([0, 1], [8, 4]))
     value = np.r_[[5, 6, 1, 2, 7, 8, 9, 10], np.ones(4)]  # the two lowest of the first layer know the wrong labels
-    t = mask_neurons(net, data, value, layout, (0, .2), n_random=2, layers=0).set_index(['threshold', 'draw'])
+    t = mask_neurons(net, data, dict(planted=value), layout, (0, .2), ('high',), (False,), dict(first=0), 2).set_index(['threshold', 'draw'])
     assert t.loc[(0, 0)].memorized == t.loc[(0, 0)].clean_accuracy == t.loc[(0, 0)].test_accuracy == 1
     assert t.loc[(.2, 0)].memorized == 0 and t.loc[(.2, 0)].test_accuracy == 1 and t.loc[(.2, 0)].kept == 10/12
     assert (t.loc[.2].query('mask == "random"').memorized > 0).any()
+    assert t.loc[(.2, 0)].relative_memorized == -1 and t.loc[(.2, 0)].relative_test_accuracy == 0 and (t.loc[0].relative_memorized == 0).all()
+
+
+def pictures(n=30, n_test=20, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    return from_arrays(rng.integers(0, 255, (n, 3, 8, 8)).astype('uint8'), np.where(rng.random(n) < .4, (y + 1) % 3, y), true_label=y, x_test=rng.integers(0, 255, (n_test, 3, 8, 8)).astype('uint8'), y_test=rng.integers(0, 3, n_test), class_names=('a', 'b', 'c'))
+
+
+class Twice(torch.nn.Module):
+    "No chain: the masked module feeds two branches that are added."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inside, self.one, self.two = torch.nn.Linear(192, 7), torch.nn.Linear(7, 3), torch.nn.Linear(192, 3)
+    def forward(self, x): return self.one(self.inside(x.flatten(1)).relu()) + self.two(x.flatten(1))
+
+
+@pytest.mark.parametrize('rescale', [True, False])
+@pytest.mark.parametrize('name', ['fast', 'resnet9', 'preact_resnet9', 'lenet', 'fcn', 'mlp', 'twice'])
+def test_masks_from_the_layer_they_touch_are_masks_of_the_whole(name, rescale):
+    data, rng = pictures(), np.random.default_rng(1)
+    net = Twice() if name == 'twice' else make_model(name, 3, (3, 8, 8), width=.05)
+    points = ['inside'] if name == 'twice' else find_points(net)
+    of = np.repeat(np.arange(len(points)), [v.shape[1] for v in read_points(net, data, points)[1].values()])
+    masks = [neuron_masks(rng.random(len(of)), of, t, layers=l) for t in (0, .5, 1) for l in LAYERS.values() if l == 'all' or len(points) > 1]
+    got = evaluate_masks(net, data, points, masks, rescale)
+    assert net.training
+    net.eval()
+    for m, (_, row) in zip(masks, got.iterrows()):
+        with masked(net, dict(zip([p.removesuffix(':in') for p in points], m)), rescale), torch.no_grad(): said, test = (net(normalize(x, data.mean, data.std)).argmax(1) for x in (data.x, data.x_test))
+        right = said == data.given_label
+        want = [v.double().mean() for v in (test == data.y_test, right[data.is_noisy], right[~data.is_noisy])]
+        np.testing.assert_allclose(row, want, atol=1e-12)
+
+
+def test_masks_say_what_does_not_fit():
+    data, net = pictures(), make_model('mlp', 3, (3, 8, 8), width=.05)
+    with pytest.raises(ValueError, match='masks must have 26 entries, got 3'): evaluate_masks(net, data, ['backbone.relu1'], [[torch.tensor([True, False, True])]])
+    with pytest.raises(ValueError, match='layers must be names of sub-modules'): evaluate_masks(net, data, ['backbone.relu9'], [[torch.ones(26, dtype=torch.bool)]])
+    t = evaluate_masks(net, replace(data, true_label=None, x_test=data.x_test[:0], y_test=data.y_test[:0]), ['backbone.relu1'], [[torch.ones(26, dtype=torch.bool)]])
+    assert t[['test_accuracy', 'memorized']].isna().all(axis=None) and t.clean_accuracy.notna().all()
+
+
+def test_controls_depend_on_the_draw_and_the_number_alone():
+    a, b = [torch.tensor([True, False, False, True, False])], [torch.tensor([False, True, True, False, False])]
+    assert random_masks(a, 3)[0].tolist() == random_masks(b, 3)[0].tolist()
+    drawn = torch.stack([random_masks(a, s)[0] for s in range(2000)]).double().mean(0)
+    assert (drawn - .4).abs().max() < .05
+
+
+def test_sheet_is_both_tests_together():
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 4
+    x = rng.normal(size=(80, 6)) + np.array([0, 0, 3, 3, 0, 3])*y[:, None]
+    v = rng.random(6)
+    t = layer_sheet(v, x, y, 4, [0, 0, 1, 1, 2, 2])
+    assert t.significant.tolist() == [0, 1, .5] and t.layer.tolist() == [0, 1, 2] and t.n.tolist() == [2, 2, 2]
+    np.testing.assert_allclose(t.cnd_mean, v.reshape(3, 2).mean(1)); np.testing.assert_allclose(t.cnd_sd, v.reshape(3, 2).std(1))
+    assert t.p_others[1] == stats.mannwhitneyu(v[2:4], v[[0, 1, 4, 5]], alternative='two-sided').pvalue
 
 
 def test_entropy_of_the_original_by_hand():

@@ -81,7 +81,7 @@ SIZES = (8, 16, 28, 32, 64, 96, 224)
 EVERY = sorted(set(MODELS) - {'resnet34', 'resnet101', 'resnet152', 'preact_resnet34', 'preact_resnet50', 'preact_resnet101', 'preact_resnet152', 'news_words', 'resnet9_tied'})  # deeper ones of the same blocks; numbers of words and the numbers of examples are asked for in test_stopping_nets
 
 
-BY_SIZE = ('imagenet_alexnet', 'imagenet_vgg19_bn', 'mlp', 'linear', 'fcn', 'fcn_norm', 'lenet', 'vgg19', 'vit', 'news')  # built differently for each size
+BY_SIZE = ('imagenet_alexnet', 'imagenet_vgg19_bn', 'mlp', 'linear', 'fcn', 'fcn_dropout', 'fcn_norm', 'lenet', 'lenet_dropout', 'vgg19', 'vit', 'news')  # built differently for each size
 
 
 def grid(name, forward):
