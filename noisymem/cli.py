@@ -116,7 +116,7 @@ def _gallery(args):
 # %% ../nbs/52_cli.ipynb #a38162cd
 def _plan(args):
     "Foretell what a profile costs."
-    print(format_plan(plan_jobs(choose_jobs(load_profile(args.profile), args.only))))
+    print(format_plan(plan_jobs(choose_jobs(load_profile(args.profile), args.only), profile=profile_name(args.profile))))
     return 0
 
 def _scoreboard(args):

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib import import_module
 
 import numpy as np
@@ -68,9 +69,10 @@ RunConfig._repr_html_ = lambda self: import_module('noisymem.display').config_ht
 def prepare(
     cfg:RunConfig,
     pool=None, # (P,) positions in the prepared data, for design 'chosen'
+    clean:Dataset=None, # the whole data set, where it is loaded already
 )->tuple:      # (Dataset, Design)
     "Load the data of a configuration, put the noise on, fix the pool."
-    clean = load_dataset(cfg.dataset)
+    clean = load_dataset(cfg.dataset) if clean is None else clean
     features = dict(embedding=load_embedding(clean, cfg.noise_embedding)) if cfg.noise_embedding else {}
     full = add_noise(clean, cfg.noise, seed=cfg.seed_noise, **features)
     data = sample(full, cfg.n_examples, cfg.seed_data)
@@ -107,17 +109,22 @@ def _explain(folder, config):
     return f"changed: {'; '.join(min(others, key=len)[:4])}" if others else 'new'
 
 # %% ../nbs/50_runs.ipynb #df2e8cf3
+@cache
+def _macs(model, width, in_shape, n_classes): return count_macs(make_model(model, n_classes, in_shape, width=width), in_shape)
+
 def training_flop(
     cfg:RunConfig,
     data:Dataset, design:Design, # as `prepare` gives them
 )->float:                        # operations
     "Count the work of one model: two operations per multiply-add, backward twice the forward pass, one look at every training and test input."
-    shape = tuple(data.x.shape[1:])
-    macs = count_macs(make_model(cfg.model, data.n_classes, shape, width=cfg.width), shape)
-    n_seen = data.n - len(design.pool) + design.n_included
-    return 2*macs*(3*n_seen*get_recipe(cfg.recipe).epochs + data.n + len(data.x_test))
+    macs = _macs(cfg.model, cfg.width, tuple(data.x.shape[1:]), data.n_classes)
+    return 2*macs*(3*design.n_seen*get_recipe(cfg.recipe).epochs + data.n + len(data.x_test))
 
 # %% ../nbs/50_runs.ipynb #038e9939
+def _machine(device):
+    "What speed depends on, beside the network."
+    return {k: v for k, v in provenance().items() if k in ('noisymem', 'torch', 'cpu', 'threads', 'gpu')} | dict(device=str(device), gpus=torch.cuda.device_count())
+
 def find_split(
     cfg:RunConfig,
     data:Dataset,
@@ -125,9 +132,8 @@ def find_split(
 )->tuple: # processes; and for every number of them steps per second and bytes of a process
     "Measure how many processes should train this network on this machine, once."
     settings = dict(model=cfg.model, width=cfg.width, recipe=get_recipe(cfg.recipe), in_shape=data.x.shape[1:], n_classes=data.n_classes)
-    about = {k: v for k, v in provenance().items() if k in ('noisymem', 'torch', 'cpu', 'threads', 'gpu')} | dict(device=str(device), gpus=torch.cuda.device_count())
     measure = lambda: best_split(cfg.model, cfg.width, cfg.recipe, tuple(data.x.shape[1:]), data.n_classes, device)
-    found = load_or_make('splits', settings | about, measure, code=(best_split, train, MODELS[cfg.model][0]), alone=True)  # two measurements at once would spoil each other
+    found = load_or_make('splits', settings | _machine(device), measure, code=(best_split, train, MODELS[cfg.model][0]), alone=True)  # two measurements at once would spoil each other
     return int(found['best']), {n: (speed, memory) for n, speed, memory in zip(*(found[k].tolist() for k in ('splits', 'steps_per_second', 'memory')))}
 
 # %% ../nbs/50_runs.ipynb #0b6549fc
