@@ -656,7 +656,7 @@ PREFIXES = {'synthetic': _add_synthetic, 'file': _add_file}
 def _carried_rate(kind, rate):
     "Kind and rate, whether the rate stands beside the kind or in its name."
     if not isinstance(kind, str): check_choice('noise kind', kind, [*NOISES, 'synthetic:KIND', 'file:PATH'])
-    carried = re.fullmatch(r'((?!(?:synthetic:)*file:).+?)-(0?\.\d+|0|1)', kind)
+    carried = re.fullmatch(r'((?!(?:synthetic:)*file:).+?)-(0?\.\d+|0|1(?:\.0+)?)', kind)
     return (carried[1], float(carried[2])) if carried and rate is None else (kind, rate)
 
 def _labels_and_name(ds, kind, rate, seed, root, **options):

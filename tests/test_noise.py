@@ -824,3 +824,11 @@ def test_human_and_strong_noise_pass_the_block_test(human, tmp_path):
             mixed = torch.cat([given[:25000], given[25000:].flip(0)])
             np.save(tmp_path/'a.npy', mixed)
             with pytest.raises(ValueError, match='in another order'): load_label_file(tmp_path/'a.npy', true, k)
+
+
+def test_a_rate_of_one_in_the_name_is_read_as_it_is_written():
+    "The name that a label set of rate 1 bears is understood; a kind that has no such rate says which it has."
+    ds = load_dataset('digits')
+    one = nz.add_noise(ds, 'uniform-1.0')
+    assert one.noise == 'uniform-1.0-s0' and torch.equal(one.given_label, nz.add_noise(ds, 'uniform', 1.).given_label)
+    with pytest.raises(ValueError, match=r'rate must be in \[0, 1\), got 1.0'): nz.add_noise(ds, 'symmetric-1.0')
