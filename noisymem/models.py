@@ -280,6 +280,7 @@ MODELS = _Table({ # name: (function that builds the backbone, its settings)
     **{f'{k}_original': (f'zoo:{k}_backbone', {'compat': 'original'}) for k in _ORIGINAL},
     **{f'imagenet_{k}': ('imagenet:imagenet_backbone', {'name': k}) for k in ('alexnet', 'vgg19_bn', 'resnet50')},
     **{k: (f'stopping_nets:{k}_backbone', {}) for k in ('fcn', 'lenet', 'vgg19', 'vit', 'news', 'news_words')}, 'fcn_norm': ('stopping_nets:fcn_backbone', {'norm': True}),
+    **{f'{k}_dropout': (f'stopping_nets:{build}_backbone', {'dropout': .5}) for k, build in (('fcn', 'fcn'), ('lenet', 'lenet'), ('resnet9', 'small_resnet'))},
     'resnet9': ('stopping_nets:small_resnet_backbone', {}), 'preact_resnet9': ('stopping_nets:small_resnet_backbone', {'preact': True}), 'resnet9_tied': ('stopping_nets:tied_resnet9_backbone', {})})
 
 # %% ../nbs/03_models.ipynb #0446374d

@@ -18,7 +18,7 @@ from torch import nn
 
 from .core import check_choice, check_range
 from .dropouts import ExampleTiedDropout
-from .models import MODELS, PreActBlock, ResBlock, _backbone, _conv, _global_pool, _norm_relu, mlp_backbone, scaled
+from .models import PreActBlock, ResBlock, _backbone, _conv, _global_pool, _norm_relu, mlp_backbone, scaled
 from .zoo import VGG, _halving, _unit
 
 # %% ../nbs/03d_stopping_nets.ipynb #c67c2b0f
@@ -256,6 +256,3 @@ def tied_resnet9_backbone(
               nn.Sequential(_unit(b, c, 3), _halving()), Residual(_unit(c, c, 3), _unit(c, c, 3)), last)
     mods = [m for i, stage in enumerate(stages, 1) for m in ((f'stage{i}', stage), (f'tied{i}', ExampleTiedDropout(p_fixed, p_mem)))]
     return _backbone([*mods, ('pool', LargestFifth())], b)
-
-# %% ../nbs/03d_stopping_nets.ipynb #78e30b46
-MODELS.update({f'{name}_dropout': (f'stopping_nets:{build}_backbone', {'dropout': .5}) for name, build in (('fcn', 'fcn'), ('lenet', 'lenet'), ('resnet9', 'small_resnet'))})
