@@ -40,7 +40,15 @@ class Figure:
         "Write the picture (PDF, PNG at 150 dpi) and its numbers (CSV)."
         picture, stem = getattr(picture, 'figure', picture), self.name + (f'_{panel}' if panel else '')
         for kind in ('pdf', 'png'): save_atomic(self.folder/f'{stem}.{kind}', lambda tmp: picture.savefig(tmp, dpi=150, format=kind, metadata={'CreationDate': None} if kind == 'pdf' else {}))
-        save_atomic(self.folder/f'{stem}.csv', lambda tmp: table.to_csv(tmp, index=False, float_format='%.6g'))
+        self.save_table(table, panel)
+
+    def save_table(
+        self,
+        table:pd.DataFrame,
+        panel:str='',        # distinguishes several tables of one notebook
+    ):
+        "Write numbers that no picture shows (CSV)."
+        save_atomic(self.folder/f"{self.name}{f'_{panel}' if panel else ''}.csv", lambda tmp: table.to_csv(tmp, index=False, float_format='%.6g'))
 
     def claim(
         self,
