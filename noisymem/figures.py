@@ -46,9 +46,10 @@ class Figure:
         self,
         table:pd.DataFrame,
         panel:str='',        # distinguishes several tables of one notebook
+        packed:bool=False,   # as .csv.gz, which a gallery leaves out: for many rows
     ):
         "Write numbers that no picture shows (CSV)."
-        save_atomic(self.folder/f"{self.name}{f'_{panel}' if panel else ''}.csv", lambda tmp: table.to_csv(tmp, index=False, float_format='%.6g'))
+        save_atomic(self.folder/f"{self.name}{f'_{panel}' if panel else ''}.csv{'.gz' if packed else ''}", lambda tmp: table.to_csv(tmp, index=False, float_format='%.6g', compression=dict(method='gzip', mtime=0) if packed else None))
 
     def claim(
         self,

@@ -132,7 +132,7 @@ def _html_section(folder, state, claims):
     pictures = ''.join(f'<img alt="{html.escape(title)}" src="{_embedded(p)}">' for p in _files(folder, state, 'png').values())
     error = f'<p class="no">{html.escape(state.get("error", ""))}</p>' if state['status'] != 'done' else ''
     settings = ', '.join(f'{k}={v}' for k, v in state['parameters'].items())
-    notebook = ''.join(f' · <a href="{quote(p.name)}">executed notebook</a>' for p in _executed(folder))
+    notebook = ''.join(f' · <a href="{quote(p.name)}">executed notebook</a>' for p in _executed(folder)) + ''.join(f' · <a href="{quote(n)}">{html.escape(n)}</a>' for n in _files(folder, state, 'csv'))
     return (f'<h2 id="{_anchor(folder)}">{html.escape(title)}</h2><p>{lead}</p>{failing}{pictures}{error}{_html_table(_claim_rows(claims))}'
             f'<p class="cost">{html.escape(folder.name)} · {state["status"]} · {state["seconds"]:.0f} s{notebook} · {html.escape(settings)}</p>')
 
@@ -155,7 +155,7 @@ def _markdown(profile, jobs, claims):
         lines += [f'## {title}', '', f'{lead} **{verdict}**', ''] + [f'* {c}' for c in failing] + ['']*bool(failing)
         lines += [f'![{folder.name}]({quote(name)})' for name in _files(folder, state, 'png')] + ['']
         if len(own): lines += [claims_markdown(own), '']
-        lines += [', '.join([state['status'], *([f"{state['seconds']:.0f} s"] if 'seconds' in state else []), *(f'[executed notebook]({quote(p.name)})' for p in _executed(folder))]), '']
+        lines += [', '.join([state['status'], *([f"{state['seconds']:.0f} s"] if 'seconds' in state else []), *(f'[executed notebook]({quote(p.name)})' for p in _executed(folder)), *(f'[{n}]({quote(n)})' for n in _files(folder, state, 'csv'))]), '']
     return '\n'.join(lines)
 
 # %% ../nbs/50c_gallery.ipynb #cbdd7afd
@@ -169,8 +169,8 @@ def _copy_notebook(path, to):
 def _linked(to):
     "The pictures, numbers and notebooks that the index in a folder leads to, if it is one of ours."
     text = (to/'README.md').read_text(encoding='utf-8') if (to/'README.md').exists() else ''
-    names = re.findall(r'\]\(([\w.~%=-]+\.(?:png|ipynb))\)', text) if text.startswith('# Gallery: ') else ()
-    return {p for n in names for p in (to/unquote(n), (to/unquote(n)).with_suffix('.csv'))}
+    names = re.findall(r'\]\(([\w.~%=-]+\.(?:png|csv|ipynb))\)', text) if text.startswith('# Gallery: ') else ()
+    return {to/unquote(n) for n in names}
 
 # %% ../nbs/50c_gallery.ipynb #0d8033df
 def write_gallery(

@@ -743,3 +743,15 @@ def test_a_changed_constant_of_a_loss_reruns_exactly_what_depends_on_it(tmp_path
     finally:
         server.kill()
         server.communicate()
+
+
+def test_a_gallery_keeps_a_table_whose_picture_went(tmp_path, results, quick):
+    "A figure had saved its table with a second copy of a picture; without the copy the gallery wrote the table and took it away again."
+    def run(save):
+        B.run_jobs('p', [B.make_job(notebook(tmp_path, 'fig_t', FIGURE.format(name='fig_t').replace('fig.finish()', save + '\nfig.finish()')), dict(n=4))], force=True)
+        return write_gallery('p', tmp_path/'g').parent
+    frame = "import pandas as pd; from noisymem.plots import make_panels; t = pd.DataFrame(dict(x=[1]))\n"
+    assert (run(frame + "fig.save(make_panels()[0], t, 'more')")/'fig_t_more.png').exists()
+    folder = run(frame + "fig.save_table(t, 'more')")
+    assert (folder/'fig_t_more.csv').exists() and not (folder/'fig_t_more.png').exists() and '(fig_t_more.csv)' in (folder/'README.md').read_text()
+    assert not (run('1')/'fig_t_more.csv').exists()
