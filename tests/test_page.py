@@ -62,10 +62,10 @@ def test_light_and_dark(page, tmp_path):
 
 
 def test_the_page_stands_alone(page, root):
-    "It needs nothing else to be seen; its links lead to places in it and to the executed notebooks beside it."
+    "It needs nothing else to be seen; its links lead to places in it and to the executed notebooks and tables beside it."
     assert not re.findall(r'src="(?!data:)', page)
     links = re.findall(r'href="(?!data:|#)([^"]+)"', page)
-    assert links and all(l.endswith('.ipynb') and (root/'papermill_runs'/'gallery'/'laptop'/l).exists() for l in links)
+    assert links and all(l.endswith(('.ipynb', '.csv')) and (root/'papermill_runs'/'gallery'/'laptop'/l).exists() for l in links)
 
 
 def test_the_index_for_the_forge_links_to_what_is_there(root):
